@@ -1,0 +1,1 @@
+"""Visual tokenizers and generators in JAX and Flax."""

@@ -1,0 +1,152 @@
+"""How a tokens x codes computation is cut into blocks that fit a memory budget.
+
+Shapes: N tokens, K codes, D code dimension, n tokens in a tile, k codes in a block.
+
+Codes are walked in blocks of one static size. The last block starts at K - k instead of running over the end, so a
+codebook of any size is read in place, without a padded copy; `fresh` marks the codes that no earlier block has seen.
+Tokens are few next to codes, so they are padded and cut into tiles, and only when a block of the least useful width
+would not fit otherwise.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+# A block narrower than this leaves matrix units idle; tokens are tiled before blocks get narrower.
+_LEAST_BLOCK = 256
+# Logits, two probabilities and their product with a gradient are alive together in the backward pass.
+_LIVE_BLOCKS = 4
+_ALIGNMENT = 128
+
+
+class BlockPlan(NamedTuple):
+    """A static cut of N tokens and K codes; hashable, so it may key a compiled function."""
+
+    tokens: int
+    codes: int
+    tile: int
+    tiles: int
+    block: int
+    blocks: int
+
+    @property
+    def ragged(self) -> bool:
+        """Whether the last block overlaps the one before it."""
+        return self.block * self.blocks != self.codes
+
+
+def plan_blocks(tokens: int, codes: int, itemsize: int, memory_budget_bytes: int) -> BlockPlan:
+    """Choose the token tile and the code block so that the arrays of one block stay within the budget.
+
+    Args:
+      tokens: number of tokens N, at least 1.
+      codes: number of codes K, at least 1.
+      itemsize: bytes of one logit.
+      memory_budget_bytes: bound on all tokens x codes temporaries together. It does not count arrays of size N x D
+        or K x D, which are inputs, outputs and their gradients.
+
+    Raises:
+      ValueError: if there are no tokens, no codes, or the budget is not positive.
+    """
+    if tokens < 1 or codes < 1:
+        raise ValueError(f"found {tokens} tokens and {codes} codes; a quantizer needs at least one of each")
+    if memory_budget_bytes < 1:
+        raise ValueError(f"memory_budget_bytes is {memory_budget_bytes}; give a positive number of bytes")
+    elements = max(1, memory_budget_bytes // (itemsize * _LIVE_BLOCKS))
+    tile = min(tokens, max(1, elements // min(codes, _LEAST_BLOCK)))
+    tiles = -(-tokens // tile)
+    tile = -(-tokens // tiles)
+    block = min(codes, max(1, elements // tile))
+    blocks = -(-codes // block)
+    even = -(-codes // blocks)
+    aligned = -(-even // _ALIGNMENT) * _ALIGNMENT
+    block = aligned if aligned <= block else even
+    return BlockPlan(tokens, codes, tile, tiles, block, -(-codes // block))
+
+
+def to_tiles(x: Float[Array, "N ..."], plan: BlockPlan) -> Float[Array, "tiles n ..."]:
+    """Cut the token axis into zero-padded tiles; tile t holds tokens t, t + tiles, t + 2 tiles, ...
+
+    The stride keeps every tile spread over all devices when the tokens themselves are sharded.
+    """
+    if plan.tiles == 1:
+        return x[None]
+    padded = jnp.pad(x, [(0, plan.tile * plan.tiles - plan.tokens)] + [(0, 0)] * (x.ndim - 1))
+    return padded.reshape(plan.tile, plan.tiles, *x.shape[1:]).swapaxes(0, 1)
+
+
+def from_tiles(x: Array, plan: BlockPlan) -> Array:
+    """Undo `to_tiles` on an array of shape (tiles, n, ...): returns (N, ...)."""
+    if plan.tiles == 1:
+        return x[0]
+    return x.swapaxes(0, 1).reshape(plan.tile * plan.tiles, *x.shape[2:])[: plan.tokens]
+
+
+def token_weights(plan: BlockPlan, dtype: Any) -> Float[Array, "tiles n"] | None:
+    """1 for tokens, 0 for padding, tiled; None when there is no padding."""
+    if plan.tile * plan.tiles == plan.tokens:
+        return None
+    return to_tiles(jnp.ones((plan.tokens,), dtype), plan)
+
+
+def map_tiles(function: Callable[..., Any], *arguments: Any) -> Any:
+    """`lax.map` over the leading axis of every argument, without a loop when there is one tile."""
+    if jax.tree.leaves(arguments)[0].shape[0] == 1:
+        result = function(*jax.tree.map(lambda x: x[0], arguments))
+        return jax.tree.map(lambda x: x[None], result)
+    return lax.map(lambda packed: function(*packed), arguments)
+
+
+def sum_tiles(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Sum of `function` over the leading axis of every argument, holding one term and the sum."""
+    first = jax.tree.map(lambda x: x[0], arguments)
+    if jax.tree.leaves(arguments)[0].shape[0] == 1:
+        return function(*first)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function, *first))
+
+    def step(total: Any, packed: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(*packed)), None
+
+    return lax.scan(step, zeros, arguments)[0]
+
+
+class CodeBlock(NamedTuple):
+    """One block of the codebook."""
+
+    start: Int[Array, ""]
+    codes: Float[Array, "k D"]
+    fresh: Bool[Array, "k"] | None
+
+
+def read_block(codebook: Float[Array, "K D"], index: Int[Array, ""], plan: BlockPlan) -> CodeBlock:
+    """Block number `index`; `fresh` is None when blocks never overlap."""
+    start = jnp.minimum(index * plan.block, plan.codes - plan.block).astype(jnp.int32)
+    codes = lax.dynamic_slice_in_dim(codebook, start, plan.block)
+    fresh = start + jnp.arange(plan.block, dtype=jnp.int32) >= index * plan.block if plan.ragged else None
+    return CodeBlock(start, codes, fresh)
+
+
+def add_block(total: Float[Array, "K ..."], start: Int[Array, ""], update: Float[Array, "k ..."]) -> Array:
+    """Add to the rows of one block in place (XLA reuses the buffer of a loop carry)."""
+    current = lax.dynamic_slice_in_dim(total, start, update.shape[0])
+    return lax.dynamic_update_slice_in_dim(total, current + update, start, axis=0)
+
+
+def row_argmax(x: Float[Array, "n k"]) -> tuple[Float[Array, "n"], Int[Array, "n"]]:
+    """Largest value of each row and its lowest index.
+
+    In two levels: a plain maximum over groups vectorises everywhere, an argmax over the whole row does not (five times
+    slower on a CPU); only the winning group is searched.
+    """
+    rows, columns = x.shape
+    group = 64
+    if columns % group or columns <= group:
+        return x.max(axis=1), x.argmax(axis=1).astype(jnp.int32)
+    grouped = x.reshape(rows, columns // group, group)
+    winner = grouped.max(axis=2).argmax(axis=1)
+    candidates = jnp.take_along_axis(grouped, winner[:, None, None], axis=1)[:, 0]
+    return candidates.max(axis=1), (winner * group + candidates.argmax(axis=1)).astype(jnp.int32)
