@@ -1,0 +1,206 @@
+"""Weight files of other projects that losses and metrics need: found in a cache, else downloaded, always verified.
+
+The cache is `$VOKEN_CACHE`, else `$XDG_CACHE_HOME/voken`, else `~/.cache/voken`; files lie in its folder `weights`.
+`VOKEN_WEIGHTS_URL` replaces where files come from (a mirror that keeps the relative names below).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import os
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from tqdm import tqdm
+
+_CHUNK = 1 << 20
+_TIMEOUT_SECONDS = 60
+# Everything a broken connection raises; OSError beyond these is the local disk.
+_NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
+
+
+class WeightsError(RuntimeError):
+    """A weight file is missing and cannot be fetched, or is not the file it should be."""
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A file that others publish.
+
+    Attributes:
+        relative: its name in the cache and on a mirror.
+        url: where it is published; None where no stable address is known and the user has to bring it.
+        source: the project and release it comes from, for people.
+        sha256: None where none is published; such a file is taken as it is.
+    """
+
+    relative: str
+    url: str | None
+    source: str
+    sha256: str | None
+
+    @property
+    def name(self) -> str:
+        """The name under which it is published."""
+        return self.relative.rsplit("/", 1)[-1]
+
+
+_LPIPS = "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights"
+_LPIPS_SOURCE = "richzhang/PerceptualSimilarity on GitHub, lpips/weights/v0.1"
+_TORCHVISION = "https://download.pytorch.org/models"
+
+WEIGHTS: dict[str, WeightFile] = {
+    "vgg16": WeightFile(
+        "vgg16-397923af.pth",
+        f"{_TORCHVISION}/vgg16-397923af.pth",
+        "torchvision, VGG16 ImageNet weights",
+        "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+    ),
+    "alexnet": WeightFile(
+        "alexnet-owt-7be5be79.pth",
+        f"{_TORCHVISION}/alexnet-owt-7be5be79.pth",
+        "torchvision, AlexNet ImageNet weights",
+        "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+    ),
+    "lpips_vgg": WeightFile(
+        "lpips_v0.1/vgg.pth",
+        f"{_LPIPS}/v0.1/vgg.pth",
+        _LPIPS_SOURCE,
+        "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+    ),
+    "lpips_alex": WeightFile(
+        "lpips_v0.1/alex.pth",
+        f"{_LPIPS}/v0.1/alex.pth",
+        _LPIPS_SOURCE,
+        "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+    ),
+    "inception_fid": WeightFile(
+        "pt_inception-2015-12-05-6726825d.pth",
+        "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+        "mseitzer/pytorch-fid on GitHub, release fid_weights",
+        "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    ),
+    "i3d": WeightFile(
+        "i3d_pretrained_400.pt", None, "wilson1yan/VideoGPT on GitHub, the I3D weights of its FVD evaluation", None
+    ),
+}
+
+
+def default_cache() -> Path:
+    """The cache folder that the environment names, see the top of this file."""
+    if given := os.environ.get("VOKEN_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "voken"
+
+
+def resolve(name_or_path: str | Path, *, cache_dir: str | Path | None = None, progress: bool = True) -> Path:
+    """The local file for a known weight name, downloaded once, or for a path as it is.
+
+    Args:
+        name_or_path: a key of `WEIGHTS`, or the path of a file, which is not verified.
+        cache_dir: instead of `default_cache()`.
+        progress: show a bar while downloading.
+
+    Returns:
+        An existing file. For a known name with a published sha256, its content has been checked against it.
+
+    Raises:
+        WeightsError: an unknown name that is no file either; the download failed; or the content is wrong, in which
+            case the file has been removed. The message says what to fetch, from where, where to put it, and its sha256.
+    """
+    if str(name_or_path) not in WEIGHTS:
+        path = Path(name_or_path).expanduser()
+        if not path.is_file():
+            raise WeightsError(f"no weight file {path}; expected an existing file or one of {', '.join(WEIGHTS)}")
+        return path
+    weight = WEIGHTS[str(name_or_path)]
+    target = (Path(cache_dir) if cache_dir is not None else default_cache()) / "weights" / weight.relative
+    if target.is_file():
+        _verify(weight, target, _sha256(target))
+    else:
+        _download(weight, target, progress)
+    return target
+
+
+def _download(weight: WeightFile, target: Path, progress: bool) -> None:
+    """Fetch to a temporary name beside the target, verify, then rename: readers never see half a file."""
+    mirror = os.environ.get("VOKEN_WEIGHTS_URL")
+    url = f"{mirror.rstrip('/')}/{weight.relative}" if mirror else weight.url
+    if url is None:
+        raise WeightsError(f"{weight.name} is not in the cache and has to be brought. {_advice(weight, target)}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _temporary_file(target) as (file, partial):
+            digest = _fetch(url, file, weight.name, progress)
+            file.close()
+            _verify(weight, partial, digest, url)
+            os.replace(partial, target)
+    except _NETWORK_ERRORS as error:
+        raise WeightsError(
+            f"could not download {weight.name} from {url} ({error}). {_advice(weight, target)}"
+        ) from error
+    except OSError as error:
+        raise WeightsError(
+            f"could not write {target} ({error}); set VOKEN_CACHE to a folder that can be written"
+        ) from error
+
+
+@contextlib.contextmanager
+def _temporary_file(target: Path) -> Iterator[tuple[IO[bytes], Path]]:
+    """A file beside `target` that does not outlive the block unless it was renamed."""
+    handle, name = tempfile.mkstemp(prefix=target.name + ".", suffix=".part", dir=target.parent)
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file, partial
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _fetch(url: str, file: IO[bytes], name: str, progress: bool) -> str:
+    """Write what `url` serves into `file`; returns its sha256."""
+    request = urllib.request.Request(url, headers={"User-Agent": "voken"})
+    digest, received = hashlib.sha256(), 0
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
+        length = response.headers.get("Content-Length")
+        total = int(length) if length else None
+        with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc=name, disable=not progress) as bar:
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                digest.update(chunk)
+                received += len(chunk)
+                bar.update(len(chunk))
+    if total is not None and received < total:
+        raise ConnectionError(f"the connection ended after {received} of {total} bytes")
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _verify(weight: WeightFile, path: Path, found: str, url: str | None = None) -> None:
+    """Remove a file that is not the published one, and say so."""
+    if weight.sha256 in (None, found):
+        return
+    size = path.stat().st_size
+    path.unlink()
+    origin = f"what {url} served" if url else str(path)
+    raise WeightsError(
+        f"{origin} is not {weight.name}: found sha256 {found} ({size} bytes), expected {weight.sha256}. It has been "
+        f"removed; run again to download it from {weight.source}, or put the right file there"
+    )
+
+
+def _advice(weight: WeightFile, target: Path) -> str:
+    checksum = f" (sha256 {weight.sha256})" if weight.sha256 else ""
+    address = f", {weight.url}" if weight.url else ""
+    return f"Without network: get {weight.name} from {weight.source}{address}, and put it at {target}{checksum}"
