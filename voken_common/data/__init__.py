@@ -1,0 +1,1 @@
+"""Image sources, transforms and the Grain pipeline. Imports neither jax nor torch."""

@@ -1,0 +1,88 @@
+"""Encoded bytes or a file to RGB bytes, whatever the mode of the image."""
+
+from __future__ import annotations
+
+import io
+import os
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from voken_common.data.errors import ImageDecodeError
+
+_SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
+
+
+def decode_image(
+    source: bytes | str | os.PathLike[str], *, name: str | None = None, exif_rotate: bool = False
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode an image to RGB.
+
+    Grey, palette and CMYK images are converted as Pillow does; an alpha channel is dropped, not composited (as in the
+    reference, so that figures compare); of 16 bits the upper 8 are kept; of an animation the first frame.
+    An EXIF orientation never prevents decoding, and is obeyed only with `exif_rotate`: the pixels are otherwise
+    returned in the order in which they are stored, as the reference reads them.
+
+    Args:
+      source: the encoded bytes, or the path of a file.
+      name: what error messages call the image; the path by default.
+      exif_rotate: turn the image upright by its EXIF orientation tag.
+
+    Raises:
+      ImageDecodeError: unreadable, not an image, truncated, or of a pixel type that has no agreed range.
+    """
+    if name is None:
+        name = "image bytes" if isinstance(source, bytes) else os.fspath(source)
+    if isinstance(source, bytes) and not source:
+        raise ImageDecodeError(f"{name}: the file is empty")
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image) if exif_rotate else image)
+    except ImageDecodeError as error:
+        raise ImageDecodeError(f"{name}: {error}") from error
+    except Exception as error:
+        # Damaged files make the decoders raise nearly anything (OSError, SyntaxError, struct.error, ...); all of it
+        # means the same here, and none of it may end a run that is allowed to skip the file.
+        raise ImageDecodeError(f"{name}: {_reason(error)}") from error
+
+
+def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    if image.mode in _SIXTEEN_BIT_MODES:
+        return _grey_to_rgb((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.mode == "I":
+        return _grey_to_rgb(_integers_to_bytes(np.asarray(image)))
+    if image.mode == "F":
+        raise ImageDecodeError(
+            "floating-point pixels have no agreed range; expected integers: convert it to 8 or 16 bits"
+        )
+    if image.mode != "RGB":
+        # Without the entry Pillow neither warns nor composites: palette colours stay as they are.
+        image.info.pop("transparency", None)
+        image = image.convert("RGB")
+    return np.array(image)
+
+
+def _integers_to_bytes(values: np.ndarray) -> UInt8[np.ndarray, "h w"]:
+    """Pillow's mode I: integers that came from a file of 16 bits, or of 32 with an unknown range."""
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise ImageDecodeError(
+            f"integer pixels from {values.min()} to {values.max()}; expected 0 to 65535: convert it to 8 or 16 bits"
+        )
+    return (values >> 8).astype(np.uint8)
+
+
+def _grey_to_rgb(grey: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, IsADirectoryError):
+        return "is a directory, not a file"
+    if "cannot identify image file" in text:
+        return "not an image in a known format"
+    return text or type(error).__name__

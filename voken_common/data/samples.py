@@ -1,0 +1,103 @@
+"""From a sample of a source to the pixels that the network sees, one sample at a time and without Grain.
+
+Shape letters: h w = any height and width, s = side of the square that the network sees.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from voken_common.data import transforms
+from voken_common.data.bad_images import BadImage, BadImageLimit
+from voken_common.data.decode import decode_image
+from voken_common.data.errors import ImageDecodeError
+from voken_common.data.schema import DataConfig
+from voken_common.data.sources import ImageSource
+
+
+class SampleLoader:
+    """Reads, decodes and resizes single samples; keeps the result if the configuration says `cache`."""
+
+    def __init__(self, source: ImageSource, config: DataConfig):
+        self.source = source
+        self.config = config
+        self.limit = BadImageLimit(len(source), config.max_bad_fraction)
+        self._cache: dict[int, tuple[UInt8[np.ndarray, "h w 3"], int]] = {}
+
+    def resized(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
+        """The image of a sample, its shorter side at least `image_size` pixels, and its label.
+
+        Raises:
+          ImageDecodeError: it cannot be read or decoded.
+        """
+        image_index = self.source.image_index(index)
+        if image_index in self._cache:
+            return self._cache[image_index]
+        try:
+            image, label = self.source.read(index)
+        except OSError as error:
+            reason = error.strerror or error
+            raise ImageDecodeError(f"{self.source.key(index)}: cannot be read: {reason}") from error
+        if isinstance(image, bytes):
+            image = decode_image(image, name=self.source.key(index), exif_rotate=self.config.exif_rotate)
+        image = transforms.resize_short_side(image, self.config.image_size, self.config.resize)
+        if self.config.cache:
+            self._cache[image_index] = image, label
+        return image, label
+
+    def fixed_view(self, index: int, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "s s 3"]:
+        """The crop of validation, and of training without random crops."""
+        position = self.source.crop_position(index)
+        if position is None:
+            return transforms.center_crop(image, self.config.image_size, self.config.resize)
+        return transforms.crop_at(image, self.config.image_size, position)
+
+
+class TrainSample(SampleLoader):
+    """Sample index and random generator to a training sample; a bad image gives way to the next good one."""
+
+    def __call__(self, index: int, generator: np.random.Generator) -> dict[str, Any]:
+        """A sample as image bytes (s, s, 3), label, and the bad images met on the way to it."""
+        bad: list[BadImage] = []
+        candidate, image, label = self._first_good(index, bad)
+        if self.config.crop == "random":
+            image = transforms.random_crop(image, self.config.image_size, generator)
+        else:
+            image = self.fixed_view(candidate, image)
+        if self.config.flip:
+            image = transforms.random_flip(image, generator)
+        return {"image": image, "label": label, "bad": bad}
+
+    def _first_good(self, index: int, bad: list[BadImage]) -> tuple[int, UInt8[np.ndarray, "h w 3"], int]:
+        """Index, image and label of the first sample from `index` on that decodes; appends the others to `bad`."""
+        while True:
+            candidate = (index + len(bad)) % len(self.source)
+            try:
+                return candidate, *self.resized(candidate)
+            except ImageDecodeError as error:
+                bad.append(BadImage(candidate, str(error)))
+                self.limit.check(bad)
+
+
+class ValidationRow(SampleLoader):
+    """Place in the evaluation order to a validation row; places past the end and bad images have mask 0."""
+
+    def __init__(self, source: ImageSource, config: DataConfig, count: int):
+        super().__init__(source, config)
+        self._count = count
+
+    def __call__(self, rank: int) -> dict[str, Any]:
+        """A row as image bytes (s, s, 3), label, mask, and the bad images: one or none."""
+        size = self.config.image_size
+        row = {"image": np.full((size, size, 3), 128, np.uint8), "label": 0, "mask": 0.0, "bad": []}
+        if rank >= self._count:
+            return row
+        index = self.source.evaluation_index(rank)
+        try:
+            image, label = self.resized(index)
+        except ImageDecodeError as error:
+            return row | {"bad": [BadImage(index, str(error))]}
+        return row | {"image": self.fixed_view(index, image), "label": label, "mask": 1.0}

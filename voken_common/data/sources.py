@@ -1,0 +1,91 @@
+"""Image sources: what images there are, and the bytes or pixels of each, by random access.
+
+A source follows Grain's RandomAccessDataSource protocol (`len`, `[index]`) and is cheap to send to worker processes:
+it holds names, not images. Nothing here decodes, resizes or shuffles.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from voken_common.data.schema import ImageFolderConfig, ListFileConfig, SkimageConfig, SourceConfig, TFDSConfig
+
+
+class ImageSource(abc.ABC):
+    """Images with labels, addressed by an index from 0 to len - 1."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Samples per epoch; at least one."""
+
+    @abc.abstractmethod
+    def read(self, index: int) -> tuple[bytes | UInt8[np.ndarray, "h w 3"], int]:
+        """The encoded image, or its RGB bytes, and its class (0 where there are no classes).
+
+        Raises:
+          OSError: it cannot be read.
+        """
+
+    @abc.abstractmethod
+    def key(self, index: int) -> str:
+        """The path or name by which messages call the sample."""
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """One line for the log: what this is and how much of it."""
+
+    def image_index(self, index: int) -> int:
+        """Number of the image that the sample is cut from; samples may share one."""
+        return index
+
+    def crop_position(self, index: int) -> tuple[float, float] | None:
+        """Where a crop that is not random lies, (0, 0) top left to (1, 1) bottom right; None: in the centre."""
+        return None
+
+    def evaluation_index(self, rank: int) -> int:
+        """Sample at place `rank` of the evaluation order, a permutation of which every beginning is representative.
+
+        Sources list their samples class by class, so that the first hundred would show a class or two: stepping by
+        about the golden section of the length visits all regions of the list evenly instead.
+        """
+        length = len(self)
+        stride = max(1, round(length * (math.sqrt(5) - 1) / 2))
+        while math.gcd(stride, length) != 1:
+            stride += 1
+        return rank * stride % length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, label = self.read(index)
+        return {"image": image, "label": label, "key": self.key(index)}
+
+
+def build_source(config: SourceConfig) -> ImageSource:
+    """Open the source that a configuration names.
+
+    Raises:
+      DataError: it is not there or not of the expected form; the message says what was found and what was expected.
+    """
+    # Imported here because each kind may need a package that the others do not.
+    match config:
+        case ImageFolderConfig():
+            from voken_common.data.files import ImageFolder
+
+            return ImageFolder(config.path, exclude=config.exclude)
+        case ListFileConfig():
+            from voken_common.data.files import ListFile
+
+            return ListFile(config.path, root=config.root)
+        case TFDSConfig():
+            from voken_common.data.tfds_source import TFDSSource
+
+            return TFDSSource(config)
+        case SkimageConfig():
+            from voken_common.data.photographs import Photographs
+
+            return Photographs(config.region, crops=config.crops)
+    raise AssertionError(config)

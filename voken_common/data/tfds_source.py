@@ -1,0 +1,86 @@
+"""Images of TensorFlow Datasets, read at random from array_record files without TensorFlow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from voken_common.data.errors import DataError
+from voken_common.data.schema import TFDSConfig
+from voken_common.data.sources import ImageSource
+
+_ADVICE = """\
+Prepare it once, on any machine that has room, as files with random access:
+  import tensorflow_datasets as tfds
+  tfds.builder({name!r}, data_dir={data_dir!r}, file_format="array_record").download_and_prepare()
+and name that data_dir in the configuration."""
+
+
+class TFDSSource(ImageSource):
+    """A split of a prepared data set; images stay encoded until the pipeline decodes them.
+
+    Raises:
+      DataError: tensorflow-datasets is not installed; the set is unknown or not prepared as array_record; it has no
+        such split, or no such image or label feature.
+    """
+
+    def __init__(self, config: TFDSConfig):
+        try:
+            import tensorflow_datasets as tfds
+        except ImportError as error:
+            raise DataError(
+                "reading TFDS needs tensorflow-datasets, which is not installed: pip install 'voken[data]'"
+            ) from error
+        self._config = config
+        advice = _ADVICE.format(name=config.name, data_dir=config.data_dir)
+        try:
+            builder = tfds.builder(config.name, data_dir=config.data_dir)
+        except (ValueError, OSError, ImportError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(f"cannot open the TFDS data set {config.name}: {reason}\n{advice}") from error
+        if not builder.info.splits:
+            raise DataError(
+                f"TFDS data set {config.name} is not prepared: found nothing at {builder.data_path}.\n{advice}"
+            )
+        self._check_features(builder.info.features)
+        try:
+            self._records: Any = builder.as_data_source(
+                split=config.split, decoders={config.image_key: tfds.decode.SkipDecoding()}
+            )
+        except NotImplementedError as error:
+            raise DataError(
+                f"TFDS data set {config.name} at {builder.data_path} is prepared as "
+                f"{builder.info.file_format.value}, which has no random access.\n{advice}"
+            ) from error
+        except ValueError as error:
+            raise DataError(
+                f"TFDS data set {config.name} has no split {config.split!r} ({error}); it has "
+                f"{', '.join(builder.info.splits)}"
+            ) from error
+        if len(self._records) == 0:
+            raise DataError(f"split {config.split!r} of the TFDS data set {config.name} is empty")
+
+    def _check_features(self, features: Any) -> None:
+        keys = {"image_key": self._config.image_key, "label_key": self._config.label_key}
+        for field, key in keys.items():
+            if key is not None and key not in features:
+                raise DataError(
+                    f"{field} is {key!r}, but the TFDS data set {self._config.name} has the features "
+                    f"{', '.join(sorted(features))}"
+                )
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """The encoded image, and its label or 0."""
+        record = self._records[index]
+        label_key = self._config.label_key
+        return record[self._config.image_key], 0 if label_key is None else int(record[label_key])
+
+    def key(self, index: int) -> str:
+        """Data set, split and index of the record."""
+        return f"{self._config.name}/{self._config.split}[{index}]"
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"TFDS {self._config.name}, split {self._config.split}: {len(self)} images"

@@ -1,0 +1,175 @@
+"""Resizing, cropping, scaling and padding of images, in NumPy and Pillow only.
+
+Two conventions of the short-side resize are in use among published tokenizers, and both are reproduced bit for bit so
+that figures can be compared: `pil` (bilinear with antialiasing) and `cv2` (bilinear in fixed point, no antialiasing).
+
+Shape letters: b = batch, h w and H W = height and width before and after, s = side of the square that the network
+sees, c = channels.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Float32, Int32, UInt8
+from PIL import Image
+
+Convention: TypeAlias = Literal["pil", "cv2", "none"]
+Region: TypeAlias = tuple[int, int, int, int]
+"""(top, left, bottom, right) in pixels, bottom and right exclusive."""
+
+_FIXED_POINT_ONE = 2048
+
+
+def to_float(image: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+    """Bytes to float32 in [-1, 1]: x / 127.5 - 1, rounded once.
+
+    Written as (2x - 255) / 255, whose numerator is exact in float32: the result is that of double precision.
+    """
+    values = image.astype(np.float32)
+    values *= 2
+    values -= 255
+    values /= 255
+    return values
+
+
+def resize_short_side(
+    image: UInt8[np.ndarray, "h w 3"], size: int, convention: Convention
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Resize so that the shorter side has `size` pixels, keeping the aspect ratio.
+
+    Args:
+      image: RGB bytes.
+      size: pixels of the shorter side afterwards.
+      convention: `pil` truncates the longer side and antialiases; `cv2` rounds it (half to even) and does not
+        antialias; `none` leaves the image alone, unless a side is shorter than `size`: then `pil`.
+    """
+    height, width = image.shape[:2]
+    short = min(height, width)
+    if convention == "none":
+        if short >= size:
+            return image
+        convention = "pil"
+    if convention == "pil":
+        new_height, new_width = (size if side == short else int(size * side / short) for side in (height, width))
+        return _resize_pil(image, new_height, new_width)
+    if convention == "cv2":
+        return resize_bilinear_cv2(image, round(height * size / short), round(width * size / short))
+    raise ValueError(f"unknown resize convention {convention!r}: expected pil, cv2 or none")
+
+
+def _resize_pil(image: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def resize_bilinear_cv2(image: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
+    """OpenCV's INTER_LINEAR for bytes, bit for bit, in its 11-bit fixed-point arithmetic (no antialiasing)."""
+    if image.shape[:2] == (height, width):
+        return image
+    top, bottom, b0, b1 = _bilinear_taps(image.shape[0], height)
+    left, right, a0, a1 = _bilinear_taps(image.shape[1], width)
+    # Beyond the outermost pixel centres OpenCV repeats the edge with the whole weight on one tap along x, but with the
+    # weight still split over both taps along y; each half is rounded, so that the two are not the same.
+    edge = left == right
+    a0, a1 = np.where(edge, _FIXED_POINT_ONE, a0), np.where(edge, 0, a1)
+    # Each source row that some output row needs is interpolated horizontally once.
+    rows, inverse = np.unique(np.concatenate([top, bottom]), return_inverse=True)
+    source = image[rows]
+    horizontal = source[:, left] * a0[:, None] + source[:, right] * a1[:, None]
+    horizontal >>= 4
+    upper, lower = horizontal[inverse[:height]], horizontal[inverse[height:]]
+    upper *= b0[:, None, None]
+    lower *= b1[:, None, None]
+    upper >>= 16
+    lower >>= 16
+    upper += lower
+    upper += 2
+    upper >>= 2
+    return upper.astype(np.uint8)
+
+
+def _bilinear_taps(
+    length: int, new_length: int
+) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " n"], Int32[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
+    """Indices of the two source samples of every output sample, and their weights in units of 1/2048."""
+    x = ((np.arange(new_length) + 0.5) * (length / new_length) - 0.5).astype(np.float32)
+    first = np.floor(x).astype(np.int32)
+    weight = x - first.astype(np.float32)
+    a1 = np.rint(weight * np.float32(_FIXED_POINT_ONE)).astype(np.int32)
+    a0 = np.rint((np.float32(1) - weight) * np.float32(_FIXED_POINT_ONE)).astype(np.int32)
+    return np.clip(first, 0, length - 1), np.clip(first + 1, 0, length - 1), a0, a1
+
+
+def center_crop(image: UInt8[np.ndarray, "h w 3"], size: int, convention: Convention) -> UInt8[np.ndarray, "s s 3"]:
+    """Central square. The offset is (side - size) / 2, rounded half to even by `pil` (and `none`), down by `cv2`.
+
+    Raises:
+      ValueError: the image is smaller than the crop.
+    """
+    spare = _spare(image, size)
+    top, left = (s // 2 if convention == "cv2" else round(s / 2) for s in spare)
+    return image[top : top + size, left : left + size]
+
+
+def crop_at(image: UInt8[np.ndarray, "h w 3"], size: int, position: tuple[float, float]) -> UInt8[np.ndarray, "s s 3"]:
+    """Square at a relative position: (0, 0) is the top left corner, (1, 1) the bottom right one.
+
+    Raises:
+      ValueError: the image is smaller than the crop.
+    """
+    top, left = (round(p * s) for p, s in zip(position, _spare(image, size), strict=True))
+    return image[top : top + size, left : left + size]
+
+
+def random_crop(
+    image: UInt8[np.ndarray, "h w 3"], size: int, generator: np.random.Generator
+) -> UInt8[np.ndarray, "s s 3"]:
+    """Square at a uniformly random position; always draws two numbers, so that later draws do not shift.
+
+    Raises:
+      ValueError: the image is smaller than the crop.
+    """
+    position = generator.random(2)
+    top, left = (int(p * (s + 1)) for p, s in zip(position, _spare(image, size), strict=True))
+    return image[top : top + size, left : left + size]
+
+
+def _spare(image: UInt8[np.ndarray, "h w 3"], size: int) -> tuple[int, int]:
+    height, width = image.shape[:2]
+    if min(height, width) < size:
+        raise ValueError(f"cannot cut {size}x{size} pixels (height x width) out of {height}x{width}: resize first")
+    return height - size, width - size
+
+
+def random_flip(image: UInt8[np.ndarray, "h w 3"], generator: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
+    """Mirror left to right with probability one half."""
+    return image[:, ::-1] if generator.random() < 0.5 else image
+
+
+def preprocess(image: UInt8[np.ndarray, "h w 3"], size: int, convention: Convention) -> Float32[np.ndarray, "s s 3"]:
+    """Evaluation view of an image: short-side resize, central crop, float32 in [-1, 1]."""
+    return to_float(center_crop(resize_short_side(image, size, convention), size, convention))
+
+
+def pad_to_multiple(
+    images: Float[np.ndarray, "b h w c"], multiple: int = 16
+) -> tuple[Float[np.ndarray, "b H W c"], Region]:
+    """Pad with zeros (mid-grey in [-1, 1]) to sides divisible by `multiple`, half on each side, the smaller half first.
+
+    Returns:
+      The padded images and the region of the originals in them, for `crop_to_region`.
+    """
+    height, width = images.shape[1:3]
+    extra_height, extra_width = -height % multiple, -width % multiple
+    top, left = extra_height // 2, extra_width // 2
+    padding = ((0, 0), (top, extra_height - top), (left, extra_width - left), (0, 0))
+    return np.pad(images, padding), (top, left, top + height, left + width)
+
+
+def crop_to_region(images: Float[np.ndarray, "b H W c"], region: Region) -> Float[np.ndarray, "b h w c"]:
+    """Inverse of `pad_to_multiple`; works on any array that slices, of either framework."""
+    top, left, bottom, right = region
+    return images[:, top:bottom, left:right, :]
