@@ -1,0 +1,24 @@
+"""Metrics in NumPy and SciPy, the same for both frameworks.
+
+Accumulators share one shape: `update` takes a batch, `merge` takes another accumulator, so that an evaluation of 50 000
+images holds statistics, never features, and hosts combine what they saw.
+"""
+
+from voken_common.metrics.average import Average
+from voken_common.metrics.codebook import CodebookCounter, codebook_perplexity, codebook_usage
+from voken_common.metrics.frechet import GaussianStatistics, frechet_distance, frechet_distance_of_features
+from voken_common.metrics.image import psnr, ssim
+from voken_common.metrics.inception_score import InceptionScore
+
+__all__ = [
+    "Average",
+    "CodebookCounter",
+    "GaussianStatistics",
+    "InceptionScore",
+    "codebook_perplexity",
+    "codebook_usage",
+    "frechet_distance",
+    "frechet_distance_of_features",
+    "psnr",
+    "ssim",
+]
