@@ -6,19 +6,18 @@ The cache is `$VOKEN_CACHE`, else `$XDG_CACHE_HOME/voken`, else `~/.cache/voken`
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.client
 import os
-import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from tqdm import tqdm
+
+from voken_common.files import replacing
 
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 60
@@ -123,7 +122,11 @@ def resolve(name_or_path: str | Path, *, cache_dir: str | Path | None = None, pr
     weight = WEIGHTS[str(name_or_path)]
     target = (Path(cache_dir) if cache_dir is not None else default_cache()) / "weights" / weight.relative
     if target.is_file():
-        _verify(weight, target, _sha256(target))
+        try:
+            _verify(weight, _sha256(target), target.stat().st_size, str(target))
+        except WeightsError:
+            target.unlink()
+            raise
     else:
         _download(weight, target, progress)
     return target
@@ -136,12 +139,8 @@ def _download(weight: WeightFile, target: Path, progress: bool) -> None:
     if url is None:
         raise WeightsError(f"{weight.name} is not in the cache and has to be brought. {_advice(weight, target)}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary_file(target) as (file, partial):
-            digest = _fetch(url, file, weight.name, progress)
-            file.close()
-            _verify(weight, partial, digest, url)
-            os.replace(partial, target)
+        with replacing(target) as file:
+            _verify(weight, _fetch(url, file, weight.name, progress), file.tell(), f"what {url} served")
     except _NETWORK_ERRORS as error:
         raise WeightsError(
             f"could not download {weight.name} from {url} ({error}). {_advice(weight, target)}"
@@ -150,18 +149,6 @@ def _download(weight: WeightFile, target: Path, progress: bool) -> None:
         raise WeightsError(
             f"could not write {target} ({error}); set VOKEN_CACHE to a folder that can be written"
         ) from error
-
-
-@contextlib.contextmanager
-def _temporary_file(target: Path) -> Iterator[tuple[IO[bytes], Path]]:
-    """A file beside `target` that does not outlive the block unless it was renamed."""
-    handle, name = tempfile.mkstemp(prefix=target.name + ".", suffix=".part", dir=target.parent)
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file, partial
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _fetch(url: str, file: IO[bytes], name: str, progress: bool) -> str:
@@ -187,17 +174,13 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _verify(weight: WeightFile, path: Path, found: str, url: str | None = None) -> None:
-    """Remove a file that is not the published one, and say so."""
-    if weight.sha256 in (None, found):
-        return
-    size = path.stat().st_size
-    path.unlink()
-    origin = f"what {url} served" if url else str(path)
-    raise WeightsError(
-        f"{origin} is not {weight.name}: found sha256 {found} ({size} bytes), expected {weight.sha256}. It has been "
-        f"removed; run again to download it from {weight.source}, or put the right file there"
-    )
+def _verify(weight: WeightFile, found: str, size: int, origin: str) -> None:
+    """Stop, with both checksums, at content that is not what is published; the caller removes the file."""
+    if weight.sha256 not in (None, found):
+        raise WeightsError(
+            f"{origin} is not {weight.name}: found sha256 {found} ({size} bytes), expected {weight.sha256}. It has "
+            f"been removed; run again to download it from {weight.source}, or put the right file there"
+        )
 
 
 def _advice(weight: WeightFile, target: Path) -> str:
