@@ -1,0 +1,122 @@
+"""Settings of a golden case, as the reference names them, in our configuration's terms."""
+
+from voken_common.config import validate
+
+NETWORK_DEFAULTS = {"attn_resolutions": [], "dropout": 0.0}
+
+
+def model_section(dd, network):
+    """`ddconfig` of the reference."""
+    dd = NETWORK_DEFAULTS | dd
+    return {
+        "network": network,
+        "resolution": dd["resolution"],
+        "channels": dd["ch"],
+        "channel_multipliers": dd["ch_mult"],
+        "residual_blocks": dd["num_res_blocks"],
+        "z_channels": dd["z_channels"],
+        "image_channels": dd["in_channels"],
+        "attention_resolutions": dd["attn_resolutions"],
+        "dropout": dd["dropout"],
+    }
+
+
+def discriminator_section(loss):
+    """Which discriminator a `lossconfig` asks for; reference.md section 6 has the defaults."""
+    if loss.get("use_blur", False):
+        return {
+            "kind": "blur",
+            "hidden_channels": loss.get("disc_hidden_channels", 128),
+            "stages": loss.get("disc_num_stages", 4),
+            "blur_resample": loss.get("blur_resample", True),
+            "blur_kernel_size": loss.get("blur_kernel_size", 4),
+        }
+    return {"kind": "patchgan", "channels": loss.get("disc_ndf", 64), "layers": loss.get("disc_num_layers", 3)}
+
+
+def adversarial_section(loss):
+    """Weights of the two players."""
+    objective = {"hinge": "hinge", "vanilla": "vanilla", "non_saturate": "non_saturating"}
+    return {
+        "objective": objective[loss.get("disc_loss", "hinge")],
+        "generator_weight": loss["gen_loss_weight"],
+        "adaptive_scale": loss.get("disc_weight", 1.0),
+        "discriminator_factor": loss.get("disc_factor", 1.0),
+        "start_step": loss["disc_start"],
+        "lecam_weight": loss["lecam_loss_weight"],
+    }
+
+
+def lfq_section(init, loss):
+    """LFQ's quantizer and its weights."""
+    return {
+        "kind": "lfq",
+        "codebook_size": init["n_embed"],
+        "code_dim": init["embed_dim"],
+        "sample_entropy_weight": init.get("sample_minimization_weight", 1.0),
+        "batch_entropy_weight": init.get("batch_maximization_weight", 1.0),
+        "codebook_weight": loss["codebook_weight"],
+        "commitment_weight": loss["commit_weight"],
+        "enlarge_ratio": loss.get("codebook_enlarge_ratio", 3),
+        "enlarge_steps": loss.get("codebook_enlarge_steps", 2000),
+    }
+
+
+def ibq_section(init, loss):
+    """IBQ's quantizer and its weights."""
+    entropy = init.get("use_entropy_loss", False)
+    return {
+        "kind": "ibq",
+        "codebook_size": init["n_embed"],
+        "code_dim": init["embed_dim"],
+        "beta": init.get("beta", 0.25),
+        "use_entropy": entropy,
+        "temperature": init.get("entropy_temperature", 0.01),
+        "sample_entropy_weight": init.get("sample_minimization_weight", 1.0),
+        "batch_entropy_weight": init.get("batch_maximization_weight", 1.0),
+        "quant_weight": loss.get("quant_loss_weight", 1.0) if entropy else loss.get("codebook_weight", 1.0),
+        "entropy_weight": loss.get("entropy_loss_weight", 0.05),
+    }
+
+
+SCHEDULES = {"lin0": "lin0", "cos": "cos", "constant": "constant"}
+
+
+def schedule_section(schedule):
+    """The learning-rate schedule of a trajectory."""
+    if schedule is None:
+        return {"kind": "constant"}
+    names = SCHEDULES | {"linear-warmup": "linear-warmup", "linear-warmup_cosine-decay": "linear-warmup_cosine-decay"}
+    return {
+        "kind": names[schedule["kind"]],
+        "warmup_steps": schedule["wp_it"],
+        "start_factor": schedule["wp0"],
+        "end_factor": schedule["wpe"],
+    }
+
+
+def trajectory_config(case, dtype="float64"):
+    """A whole run for a train_lfq or train_ibq case."""
+    init, spec = case.config["init_args"], case.config
+    loss = init["lossconfig"]["params"]
+    lfq = case.kind == "train_lfq"
+    total = spec["schedule"]["max_it"] if spec["schedule"] else spec["steps"]
+    return validate(
+        {
+            "name": case.name,
+            "model": model_section(init["ddconfig"], "magvit2" if lfq else "vqgan"),
+            "quantizer": lfq_section(init, loss) if lfq else ibq_section(init, loss),
+            "discriminator": discriminator_section(loss),
+            "adversarial": adversarial_section(loss),
+            "perceptual": {"weights": "auto", "weight": loss.get("perceptual_weight", 1.0)},
+            "optimizer": {
+                "learning_rate": spec["lr"],
+                "betas": [0.5, 0.9],
+                "schedule": schedule_section(spec["schedule"]),
+            },
+            "precision": {"param_dtype": dtype, "compute_dtype": dtype},
+            "data": {"train": {"kind": "skimage", "region": "all"}, "image_size": spec["shape"][-1]},
+            "training": {"batch_size": spec["shape"][0], "steps": total},
+        },
+        origin=case.name,
+    )

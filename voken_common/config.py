@@ -1,0 +1,250 @@
+"""Loading of configurations: YAML files, `base:` inheritance, `--set` overrides, and errors that help.
+
+A file may name a `base:` (a path relative to itself); its keys are laid over the base's, section by section. A section
+whose `kind` differs from the base's replaces it whole. Overrides come last, as `path.to.key=value` with the value read
+as YAML. The merged mapping is validated by `voken_common.schema.Config`; everything wrong is reported at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from voken_common.schema import Config
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names every offending key."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats: `1e-4` is a number, not a string. Duplicate keys are an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read, inherit, override and validate a configuration file.
+
+    Args:
+        path: YAML file.
+        overrides: `a.b=value` strings; the value is YAML.
+
+    Raises:
+        ConfigError: unreadable file, unknown key, wrong type or impossible combination.
+    """
+    mapping = read_mapping(Path(path))
+    for override in overrides:
+        key, value = parse_override(override)
+        _check_override(mapping, key, override)
+        mapping = merge(mapping, _nest(key, value))
+    return validate(mapping, origin=str(path))
+
+
+def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML file with its bases merged in, as plain data."""
+    path = path.resolve()
+    if path in seen:
+        raise ConfigError("base: runs in a circle: " + " -> ".join(str(p) for p in (*seen, path)))
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
+        hint = f"; nearest in that folder: {', '.join(near)}" if near else ""
+        raise ConfigError(f"no configuration file {path}{hint}")
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds {type(data).__name__}, expected a mapping of sections")
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base is {base!r}, expected the path of one YAML file")
+    return merge(read_mapping(path.parent / base, (*seen, path)), data)
+
+
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay `top` over `base`, mappings key by key; a mapping of another `kind` replaces the whole section."""
+    result = dict(base)
+    for key, value in top.items():
+        below = result.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping) and not _changes_kind(below, value):
+            result[key] = merge(below, value)
+        else:
+            result[key] = value
+    return result
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """Split `a.b=value` into path and YAML value."""
+    key, equals, value = text.partition("=")
+    if not equals or not all(part for part in key.strip().split(".")):
+        raise ConfigError(f"override {text!r} is not of the form path.to.key=value")
+    try:
+        return key.strip().split("."), yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {text!r}: the value is not valid YAML: {error}") from error
+
+
+def validate(mapping: Mapping[str, Any], origin: str) -> Config:
+    """Turn plain data into a Config; `origin` (a path) opens the error message."""
+    try:
+        text = json.dumps(mapping, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{origin}: {error}; only numbers, strings, booleans, null, lists and mappings") from error
+    try:
+        return Config.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        lines = [_describe(detail, mapping) for detail in error.errors()]
+        raise ConfigError(f"{origin}: {len(lines)} problem(s)\n" + "\n".join(f"  {line}" for line in lines)) from error
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration, every default written out; loads back to an equal Config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def from_json(text: str, origin: str) -> Config:
+    """Read a resolved configuration back, for example from a checkpoint."""
+    return validate(json.loads(text), origin)
+
+
+def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
+    """A copy of a resolved configuration with overrides applied and checked."""
+    mapping = config.model_dump(mode="json")
+    for override in overrides:
+        key, value = parse_override(override)
+        _check_override(mapping, key, override)
+        mapping = merge(mapping, _nest(key, value))
+    return validate(mapping, origin="overrides")
+
+
+def _changes_kind(below: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
+    return "kind" in value and value["kind"] != below.get("kind", value["kind"])
+
+
+def _nest(key: list[str], value: Any) -> dict[str, Any]:
+    for part in reversed(key):
+        value = {part: value}
+    return value
+
+
+def _check_override(mapping: Mapping[str, Any], key: list[str], override: str) -> None:
+    section: type[BaseModel] | None = Config
+    for depth, part in enumerate(key):
+        if section is None:
+            raise ConfigError(f"override {override!r}: {'.'.join(key[:depth])} is a value, not a section")
+        if part not in section.model_fields:
+            raise ConfigError(f"override {override!r}: {_unknown(key[: depth + 1], section)}")
+        section = _subsection(section, part, _lookup(mapping, key[: depth + 1]))
+
+
+def _lookup(mapping: Any, path: Iterable[str | int]) -> Any:
+    for part in path:
+        if isinstance(mapping, Mapping) and part in mapping:
+            mapping = mapping[part]
+        elif isinstance(mapping, list) and isinstance(part, int) and part < len(mapping):
+            mapping = mapping[part]
+        else:
+            return None
+    return mapping
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Section classes an annotation admits, through Annotated, unions and None."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _models_in(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return [model for part in typing.get_args(annotation) for model in _models_in(part)]
+    return []
+
+
+def _subsection(section: type[BaseModel], name: str, value: Any) -> type[BaseModel] | None:
+    """The section class below `name`; where several are possible, the one of the value's `kind`."""
+    candidates = _models_in(section.model_fields[name].annotation)
+    if len(candidates) < 2:
+        return candidates[0] if candidates else None
+    default = section.model_fields[name].default
+    kind = value.get("kind") if isinstance(value, Mapping) else getattr(default, "kind", None)
+    by_kind = {model.model_fields["kind"].default: model for model in candidates}
+    return by_kind.get(kind, candidates[0])
+
+
+def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        for model in _models_in(field.annotation):
+            keys += _all_keys(model, f"{prefix}{name}.")
+    return keys
+
+
+def _unknown(path: list[str], section: type[BaseModel]) -> str:
+    """`unknown key a.b` with the nearest key of that section, else the nearest of the whole configuration."""
+    name, prefix = path[-1], path[:-1]
+    near = [".".join([*prefix, key]) for key in difflib.get_close_matches(name, list(section.model_fields), n=1)]
+    if not near:
+        everywhere = dict.fromkeys(_all_keys(Config))
+        near = [key for key in everywhere if key.rsplit(".", 1)[-1] == name]
+        near = near or difflib.get_close_matches(".".join(path), list(everywhere), n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else "nothing near it is known;"
+    return f"unknown key {'.'.join(path)}; {hint} allowed here: {', '.join(section.model_fields)}"
+
+
+def _describe(detail: Any, mapping: Mapping[str, Any]) -> str:
+    """One line for one pydantic error: key path, what was found, what is allowed, nearest key."""
+    path: list[str | int] = []
+    section: type[BaseModel] | None = Config
+    for part in detail["loc"]:
+        if section is not None and part not in section.model_fields and part in _kinds(section, mapping, path):
+            continue  # the tag of a union that pydantic puts into the location
+        parent = section
+        path.append(part)
+        if section is not None and part in section.model_fields:
+            below = _subsection(section, part, _lookup(mapping, path))
+            section = below
+        elif detail["type"] != "extra_forbidden":
+            section = None
+    name = ".".join(str(part) for part in path) or "the whole"
+    if detail["type"] == "extra_forbidden":
+        return _unknown([str(part) for part in path], parent or Config)
+    if detail["type"] == "missing":
+        return f"missing key {name}: it has no default and must be set"
+    message = detail["msg"].removeprefix("Value error, ")
+    found = _lookup(mapping, path)
+    if isinstance(found, Mapping):
+        return f"{name}: {message}"
+    return f"{name} = {found!r} ({type(found).__name__}): {message[0].lower()}{message[1:]}"
+
+
+def _kinds(section: type[BaseModel], mapping: Mapping[str, Any], path: list[str | int]) -> set[str]:
+    kind = section.model_fields.get("kind")
+    value = _lookup(mapping, [*path, "kind"])
+    return {v for v in (kind.default if kind else None, value) if isinstance(v, str)}

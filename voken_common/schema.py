@@ -1,0 +1,335 @@
+"""The typed, frozen configuration of a tokenizer run.
+
+Every field is named, typed and documented here; the YAML files in `configs/` only choose values. Loading, inheritance,
+overrides and the wording of errors live in `voken_common.config`. Cross-field checks are model validators of the
+section they concern, so that a wrong combination stops before anything is built.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from voken_common.data.schema import DataConfig
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    """The autoencoder. `magvit2` is Open-MAGVIT2's network (for `lfq`), `vqgan` is IBQ's (for `ibq` and `vq`)."""
+
+    network: Literal["magvit2", "vqgan"]
+    resolution: PositiveInt
+    """Side of the training images in pixels; decides where attention sits. Other sizes run as well."""
+    channels: PositiveInt = 128
+    """Width at full resolution; level i is `channels * channel_multipliers[i]` wide."""
+    channel_multipliers: tuple[PositiveInt, ...] = Field(min_length=1)
+    residual_blocks: PositiveInt
+    z_channels: PositiveInt
+    image_channels: PositiveInt = 3
+    attention_resolutions: tuple[PositiveInt, ...] = ()
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per token along one side."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        if self.resolution % self.downsampling:
+            raise ValueError(
+                f"resolution {self.resolution} is not divisible by the downsampling factor {self.downsampling} "
+                f"that {len(self.channel_multipliers)} channel_multipliers give"
+            )
+        for multiplier in self.channel_multipliers:
+            if self.channels * multiplier % 32:
+                raise ValueError(
+                    f"channels * multiplier = {self.channels} * {multiplier} is not divisible by the 32 groups of "
+                    "group norm; choose channels as a multiple of 32"
+                )
+        levels = [self.resolution // 2**i for i in range(len(self.channel_multipliers))]
+        missing = [r for r in self.attention_resolutions if r not in levels]
+        if missing:
+            raise ValueError(
+                f"attention_resolutions {missing} are never reached: with resolution {self.resolution} the levels are "
+                f"{levels}"
+            )
+        if self.network == "magvit2" and self.attention_resolutions:
+            raise ValueError("network magvit2 has no attention: leave attention_resolutions empty or use vqgan")
+        if self.network == "magvit2" and self.dropout:
+            raise ValueError("network magvit2 has no dropout: set dropout to 0 or use vqgan")
+        return self
+
+
+class LFQConfig(Section):
+    """Lookup-free quantization (reference terms: aux loss and commitment)."""
+
+    kind: Literal["lfq"] = "lfq"
+    codebook_size: PositiveInt
+    code_dim: PositiveInt
+    temperature: PositiveFloat = 0.01
+    sample_entropy_weight: NonNegativeFloat = 1.0
+    batch_entropy_weight: NonNegativeFloat = 1.0
+    codebook_weight: NonNegativeFloat = 0.1
+    """Weight of the entropy term; multiplied by 1 + enlarge_ratio * max(0, 1 - step / enlarge_steps)."""
+    enlarge_ratio: NonNegativeFloat = 3.0
+    enlarge_steps: PositiveInt = 2000
+    commitment_weight: NonNegativeFloat = 0.25
+    token_bits: tuple[PositiveInt, PositiveInt] | None = None
+    """Token factorization: bits of the first and of the second sub-token, for the generators."""
+    memory_budget_mb: PositiveInt = 64
+    """Largest temporary of the entropy, in MiB."""
+
+    @model_validator(mode="after")
+    def _check(self) -> LFQConfig:
+        if self.code_dim > 30 or self.codebook_size != 2**self.code_dim:
+            raise ValueError(
+                f"codebook_size {self.codebook_size} is not 2^code_dim with code_dim {self.code_dim} (at most 30): "
+                f"LFQ has one code for every sign pattern, expected {2 ** min(self.code_dim, 30)}"
+            )
+        if self.token_bits is not None and sum(self.token_bits) != self.code_dim:
+            raise ValueError(f"token_bits {self.token_bits} must add up to code_dim {self.code_dim}")
+        return self
+
+
+class IBQConfig(Section):
+    """Index backpropagation quantization over a learned codebook."""
+
+    kind: Literal["ibq"] = "ibq"
+    codebook_size: Annotated[int, Field(gt=1)]
+    code_dim: PositiveInt
+    beta: NonNegativeFloat = 0.25
+    use_entropy: bool = True
+    temperature: PositiveFloat = 0.01
+    """Temperature of the entropy terms only; the straight-through softmax is at 1."""
+    sample_entropy_weight: NonNegativeFloat = 1.0
+    batch_entropy_weight: NonNegativeFloat = 1.0
+    quant_weight: NonNegativeFloat = 1.0
+    """Weight of the quantization loss; this is `codebook_weight` of the reference when use_entropy is false."""
+    entropy_weight: NonNegativeFloat = 0.05
+    shard_codes: bool = False
+    """Split the codebook over the mesh's model axis."""
+    memory_budget_mb: PositiveInt = 256
+    """Largest block of logits, in MiB."""
+
+
+class VQConfig(Section):
+    """Nearest-neighbour vector quantization, the VQGAN baseline."""
+
+    kind: Literal["vq"] = "vq"
+    codebook_size: Annotated[int, Field(gt=1)]
+    code_dim: PositiveInt
+    beta: NonNegativeFloat = 0.25
+    legacy: bool = True
+    l2_normalize: bool = False
+    quant_weight: NonNegativeFloat = 1.0
+    memory_budget_mb: PositiveInt = 256
+
+
+QuantizerConfig = Annotated[LFQConfig | IBQConfig | VQConfig, Field(discriminator="kind")]
+
+
+class PatchGANConfig(Section):
+    """Patch discriminator with batch norm."""
+
+    kind: Literal["patchgan"] = "patchgan"
+    channels: PositiveInt = 64
+    layers: PositiveInt = 3
+
+
+class BlurConfig(Section):
+    """Discriminator that downsamples with a binomial blur (or with 2x2 average pooling) and group norm."""
+
+    kind: Literal["blur"] = "blur"
+    hidden_channels: PositiveInt = 128
+    stages: PositiveInt = 4
+    blur_resample: bool = True
+    blur_kernel_size: Annotated[int, Field(ge=3, le=5)] = 4
+
+    @model_validator(mode="after")
+    def _check(self) -> BlurConfig:
+        if self.hidden_channels % 32:
+            raise ValueError(f"hidden_channels {self.hidden_channels} is not divisible by the 32 groups of group norm")
+        return self
+
+
+DiscriminatorConfig = Annotated[PatchGANConfig | BlurConfig, Field(discriminator="kind")]
+
+
+class AdversarialConfig(Section):
+    """How the two players' losses are weighted."""
+
+    objective: Literal["hinge", "vanilla", "non_saturating"] = "hinge"
+    generator_weight: NonNegativeFloat | None = 0.1
+    """None: adaptive weight, adaptive_scale * |d nll / d w| / (|d g / d w| + 1e-4), w the decoder's last kernel."""
+    adaptive_scale: NonNegativeFloat = 0.8
+    discriminator_factor: NonNegativeFloat = 1.0
+    start_step: NonNegativeInt = 0
+    """Both adversarial terms are 0 before this step; the passes and the optimizer steps happen all the same."""
+    lecam_weight: NonNegativeFloat = 0.05
+    lecam_decay: Fraction = 0.999
+
+
+class PerceptualConfig(Section):
+    """LPIPS with VGG16. `weights`: none (no perceptual loss), auto (cache, else download) or a folder."""
+
+    weights: str = "auto"
+    weight: NonNegativeFloat = 1.0
+
+
+class ScheduleConfig(Section):
+    """Learning-rate factor over steps; drops multiply whatever the schedule gives."""
+
+    kind: Literal["constant", "lin0", "cos", "linear-warmup", "linear-warmup_cosine-decay"] = "constant"
+    warmup_steps: NonNegativeInt | None = None
+    warmup_epochs: NonNegativeFloat | None = None
+    start_factor: NonNegativeFloat = 0.005
+    end_factor: NonNegativeFloat = 0.1
+    drop_epochs: tuple[PositiveInt, ...] = ()
+    drop_steps: tuple[PositiveInt, ...] = ()
+    drop_factor: PositiveFloat = 0.1
+
+    @model_validator(mode="after")
+    def _check(self) -> ScheduleConfig:
+        if self.warmup_steps is not None and self.warmup_epochs is not None:
+            raise ValueError("set warmup_steps or warmup_epochs, not both")
+        return self
+
+
+class OptimizerConfig(Section):
+    """Adam for both players."""
+
+    learning_rate: PositiveFloat = 1e-4
+    betas: tuple[Fraction, Fraction] = (0.5, 0.9)
+    epsilon: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    gradient_clip: PositiveFloat | None = None
+    """Largest global norm of each player's gradient."""
+    accumulate: PositiveInt = 1
+    """Micro-batches per optimizer step; the global batch is split into this many."""
+    ema_decay: Fraction = 0.999
+    schedule: ScheduleConfig = ScheduleConfig()
+
+
+class PrecisionConfig(Section):
+    """Norms, losses and quantizer logits are in float32 at least, whatever compute is."""
+
+    param_dtype: Literal["float32", "float64"] = "float32"
+    compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    remat: bool = False
+    """Recompute residual blocks in the backward pass instead of keeping their activations."""
+
+
+class MeshConfig(Section):
+    """Devices along each mesh axis; -1 for `data` means all that are left."""
+
+    data: int = -1
+    fsdp: PositiveInt = 1
+    model: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> MeshConfig:
+        if self.data != -1 and self.data < 1:
+            raise ValueError(f"data is {self.data}: expected a positive number of devices, or -1 for all that are left")
+        return self
+
+
+class TrainingConfig(Section):
+    """Length and pace of the run."""
+
+    batch_size: PositiveInt
+    """Global: images per optimizer step over all devices and micro-batches."""
+    epochs: PositiveInt | None = None
+    steps: PositiveInt | None = None
+    log_every: PositiveInt = 100
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingConfig:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("set exactly one of epochs and steps")
+        return self
+
+
+class ValidationConfig(Section):
+    """When and how the EMA weights are evaluated."""
+
+    every: PositiveInt = 5000
+    """Steps between validations; one always runs at the end."""
+    batch_size: PositiveInt = 32
+    max_images: PositiveInt | None = None
+    pictures: NonNegativeInt = 8
+    """Images in the reconstruction grid."""
+
+
+class CheckpointConfig(Section):
+    """Which steps stay on disk."""
+
+    every: PositiveInt = 5000
+    keep_last: PositiveInt = 2
+    keep_best: NonNegativeInt = 1
+    best_metric: Literal["psnr", "l1", "lpips", "codebook_usage"] = "psnr"
+
+
+class Config(Section):
+    """A whole run: what is trained, on what, how, and what is kept."""
+
+    kind: Literal["tokenizer"] = "tokenizer"
+    name: str
+    seed: NonNegativeInt = 0
+    statistics_scope: Literal["global", "per_device"] = "global"
+    """Batch entropy, batch norm and LeCAM means over the global batch, or per device as in the reference."""
+    model: ModelConfig
+    quantizer: QuantizerConfig
+    discriminator: DiscriminatorConfig = PatchGANConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
+    perceptual: PerceptualConfig = PerceptualConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    mesh: MeshConfig = MeshConfig()
+    data: DataConfig
+    training: TrainingConfig
+    validation: ValidationConfig = ValidationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        expected = "magvit2" if self.quantizer.kind == "lfq" else "vqgan"
+        if self.model.network != expected:
+            raise ValueError(
+                f"quantizer.kind {self.quantizer.kind} needs model.network {expected}, found {self.model.network}"
+            )
+        if expected == "magvit2" and self.model.z_channels != self.quantizer.code_dim:
+            raise ValueError(
+                f"model.z_channels {self.model.z_channels} must equal quantizer.code_dim {self.quantizer.code_dim}: "
+                "LFQ quantizes the encoder's output itself"
+            )
+        if self.training.batch_size % self.optimizer.accumulate:
+            raise ValueError(
+                f"training.batch_size {self.training.batch_size} is not divisible by optimizer.accumulate "
+                f"{self.optimizer.accumulate}"
+            )
+        if self.statistics_scope == "per_device" and (self.mesh.fsdp > 1 or self.mesh.model > 1):
+            raise ValueError(
+                "statistics_scope per_device is data parallelism as in the reference: set mesh.fsdp and mesh.model "
+                f"to 1, found {self.mesh.fsdp} and {self.mesh.model}"
+            )
+        if self.optimizer.schedule.drop_epochs and self.training.epochs is None:
+            raise ValueError("optimizer.schedule.drop_epochs needs training.epochs; use drop_steps with training.steps")
+        return self

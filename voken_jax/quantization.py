@@ -1,0 +1,104 @@
+"""The configured quantizer between encoder and decoder: one call for training, two small ones for inference.
+
+Shape legend: B batch, h/w tokens, D code dimension, K codes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from voken_common.schema import IBQConfig, LFQConfig, QuantizerConfig
+from voken_jax.models.layers import at_least_float32
+from voken_jax.quantizers.ibq import ibq, ibq_encode
+from voken_jax.quantizers.lfq import indices_to_codes, lfq, lfq_indices
+from voken_jax.quantizers.vq import vq, vq_encode
+
+MIB = 2**20
+Codebook = Float[Array, "K D"] | None
+
+
+class Quantized(NamedTuple):
+    """Codes for the decoder (with the straight-through gradient), ids, and unweighted terms by name."""
+
+    codes: Float[Array, "B h w D"]
+    indices: Int[Array, "B h w"]
+    terms: dict[str, Float[Array, ""]]
+
+
+def quantize(
+    config: QuantizerConfig, latents: Float[Array, "B h w D"], codebook: Codebook, mesh: Mesh | None = None
+) -> Quantized:
+    """Quantize with all training terms, computed in float32 at least."""
+    latents = at_least_float32(latents)
+    budget = config.memory_budget_mb * MIB
+    if isinstance(config, LFQConfig):
+        out = lfq(
+            latents,
+            temperature=config.temperature,
+            sample_weight=config.sample_entropy_weight,
+            batch_weight=config.batch_entropy_weight,
+            block_bytes=budget,
+        )
+        terms = {
+            "per_sample_entropy": out.per_sample_entropy,
+            "codebook_entropy": out.codebook_entropy,
+            "entropy_loss": out.aux_loss,
+            "commitment_loss": out.commitment,
+        }
+        return Quantized(out.quantized, out.indices, terms)
+    if isinstance(config, IBQConfig):
+        return _ibq(config, latents, codebook, mesh)
+    out = vq(
+        latents,
+        codebook,
+        beta=config.beta,
+        legacy=config.legacy,
+        l2_normalize=config.l2_normalize,
+        memory_budget_bytes=budget,
+    )
+    return Quantized(out.quantized, out.indices, {"quant_loss": out.loss})
+
+
+def _ibq(config: IBQConfig, latents: Float[Array, "B h w D"], codebook: Codebook, mesh: Mesh | None) -> Quantized:
+    out = ibq(
+        latents,
+        codebook,
+        beta=config.beta,
+        use_entropy=config.use_entropy,
+        temperature=config.temperature,
+        sample_weight=config.sample_entropy_weight,
+        batch_weight=config.batch_entropy_weight,
+        memory_budget_bytes=config.memory_budget_mb * MIB,
+    )
+    terms = {"quant_loss": out.quant_loss}
+    if config.use_entropy:
+        terms |= {
+            "per_sample_entropy": out.sample_entropy,
+            "codebook_entropy": out.average_entropy,
+            "entropy_loss": out.entropy_loss,
+        }
+    return Quantized(out.quantized, out.indices, terms)
+
+
+def encode_indices(
+    config: QuantizerConfig, latents: Float[Array, "B h w D"], codebook: Codebook
+) -> Int[Array, "B h w"]:
+    """Ids only: no losses, and streaming over the codebook where there is one."""
+    latents = at_least_float32(latents)
+    if isinstance(config, LFQConfig):
+        return lfq_indices(latents)
+    budget = config.memory_budget_mb * MIB
+    if isinstance(config, IBQConfig):
+        return ibq_encode(latents, codebook, memory_budget_bytes=budget)
+    return vq_encode(latents, codebook, l2_normalize=config.l2_normalize, memory_budget_bytes=budget)
+
+
+def lookup(config: QuantizerConfig, indices: Int[Array, "B h w"], codebook: Codebook) -> Float[Array, "B h w D"]:
+    """The codes of these ids, as the decoder takes them."""
+    if isinstance(config, LFQConfig):
+        return indices_to_codes(indices, config.code_dim)
+    return jnp.take(codebook, indices, axis=0)
