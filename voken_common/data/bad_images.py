@@ -39,7 +39,7 @@ class BadImageLimit:
         raise TooManyBadImagesError(
             f"found {len(bad)} of {self._length} images that cannot be decoded; data.max_bad_fraction "
             f"{self._max_fraction:g} allows {self.allowed}:{listed}{more}\n"
-            "Repair or remove these files (data.train.exclude leaves out names of an image folder), "
+            "Repair or remove these files (`exclude` of an image folder leaves out names), "
             "or raise data.max_bad_fraction."
         )
 

@@ -25,6 +25,7 @@ from voken_common.data.errors import DataError
 from voken_common.data.samples import TrainSample, ValidationRow
 from voken_common.data.schema import DataConfig
 from voken_common.data.sources import ImageSource, build_source
+from voken_common.data.workers import initialize_worker
 
 try:
     import grain
@@ -174,7 +175,8 @@ def _prefetched(batches: grain.MapDataset, config: DataConfig, batch_size: int) 
     read = grain.experimental.WithOptionsIterDataset(
         read, grain.experimental.DatasetOptions(min_shm_size=_SMALLEST_SHARED_BLOCK)
     )
-    return read.mp_prefetch(grain.MultiprocessingOptions(config.workers, per_worker_buffer_size=_BATCHES_AHEAD))
+    options = grain.MultiprocessingOptions(config.workers, per_worker_buffer_size=_BATCHES_AHEAD)
+    return read.mp_prefetch(options, worker_init_fn=initialize_worker)
 
 
 def _warn_if_shared_memory_is_small(config: DataConfig, batch_size: int) -> None:
@@ -274,9 +276,12 @@ class ValidationBatches:
         rows = rows.batch(self._batch_size, batch_fn=list)[process_index::process_count]
         threads = max(2, self._config.workers)
         bad = BadImageLog(self._loader.limit, consequence="left out of the validation")
-        batches = rows.map(self._load_batch).to_iter_dataset(grain.ReadOptions(threads, threads))
-        for batch in batches:
-            yield _finish(batch, bad)
+        batches = iter(rows.map(self._load_batch).to_iter_dataset(grain.ReadOptions(threads, threads)))
+        try:
+            for batch in batches:
+                yield _finish(batch, bad)
+        finally:
+            batches.close()
 
     def _load_batch(self, ranks: list[int]) -> dict[str, Any]:
         return _collate([self._loader(rank) for rank in ranks])

@@ -17,6 +17,9 @@ from voken_common.data.errors import ImageDecodeError
 from voken_common.data.schema import DataConfig
 from voken_common.data.sources import ImageSource
 
+_MAX_ASPECT = 256
+"""No photograph comes near; resizing the short side of a line of pixels would need gigabytes."""
+
 
 class SampleLoader:
     """Reads, decodes and resizes single samples; keeps the result if the configuration says `cache`."""
@@ -43,10 +46,19 @@ class SampleLoader:
             raise ImageDecodeError(f"{self.source.key(index)}: cannot be read: {reason}") from error
         if isinstance(image, bytes):
             image = decode_image(image, name=self.source.key(index), exif_rotate=self.config.exif_rotate)
+        self._check_shape(index, image)
         image = transforms.resize_short_side(image, self.config.image_size, self.config.resize)
         if self.config.cache:
             self._cache[image_index] = image, label
         return image, label
+
+    def _check_shape(self, index: int, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        height, width = image.shape[:2]
+        if max(height, width) > _MAX_ASPECT * min(height, width):
+            raise ImageDecodeError(
+                f"{self.source.key(index)}: found {height}x{width} pixels, expected sides within a ratio of "
+                f"{_MAX_ASPECT}: resized, it would not fit into memory"
+            )
 
     def fixed_view(self, index: int, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "s s 3"]:
         """The crop of validation, and of training without random crops."""
