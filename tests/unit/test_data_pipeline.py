@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from voken_common.data import transforms
+from voken_common.data.bad_images import BadImageLimit
 from voken_common.data.errors import DataError, TooManyBadImagesError
 from voken_common.data.photographs import Photographs
 from voken_common.data.pipeline import build_train_iterator, build_validation_batches, steps_per_epoch
@@ -329,3 +330,8 @@ def test_files_that_vanish_and_lines_of_pixels_are_bad_images(tmp_path, caplog):
     iterator.close()
     assert f"{tmp_path}/2.png: cannot be read: No such file or directory" in caplog.text
     assert f"{tmp_path}/line.png: found 1x4000 pixels, expected sides within a ratio of 256" in caplog.text
+
+
+@pytest.mark.parametrize("length, fraction, allowed", [(100, 0.29, 29), (999, 0.001, 0), (1000, 0.001, 1), (7, 0.0, 0)])
+def test_the_limit_is_a_whole_number_of_images(length, fraction, allowed):
+    assert BadImageLimit(length, fraction).allowed == allowed

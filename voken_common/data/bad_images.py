@@ -27,7 +27,8 @@ class BadImageLimit:
     def __init__(self, length: int, max_fraction: float):
         self._length = length
         self._max_fraction = max_fraction
-        self.allowed = int(max_fraction * length)
+        # A hair more, so that 0.29 of 100 allows 29 and not 28.
+        self.allowed = int(max_fraction * length + 1e-9)
 
     def check(self, bad: Iterable[BadImage]) -> None:
         """Raise TooManyBadImagesError if these distinct images are more than allowed."""

@@ -75,7 +75,7 @@ def resize_bilinear_cv2(image: UInt8[np.ndarray, "h w 3"], height: int, width: i
     # weight still split over both taps along y; each half is rounded, so that the two are not the same.
     edge = left == right
     a0, a1 = np.where(edge, _FIXED_POINT_ONE, a0), np.where(edge, 0, a1)
-    # Only the source rows that some output row needs, with the three channels as neighbouring columns: long inner loops.
+    # Only the source rows that some output row needs, with the channels as neighbouring columns: long inner loops.
     rows, inverse = np.unique(np.concatenate([top, bottom]), return_inverse=True)
     columns = image[rows].reshape(len(rows), -1).astype(np.int32)
     channels = np.arange(3)
