@@ -21,6 +21,9 @@ _LEAST_BLOCK = 256
 # Logits, two probabilities and their product with a gradient are alive together in the backward pass.
 _LIVE_BLOCKS = 4
 _ALIGNMENT = 128
+# On a CPU a block should stay in cache; on an accelerator it should fill the device and hide kernel launches.
+_CPU_BUDGET = 32 * 2**20
+_ACCELERATOR_BUDGET = 512 * 2**20
 
 
 class BlockPlan(NamedTuple):
@@ -39,7 +42,7 @@ class BlockPlan(NamedTuple):
         return self.block * self.blocks != self.codes
 
 
-def plan_blocks(tokens: int, codes: int, itemsize: int, memory_budget_bytes: int) -> BlockPlan:
+def plan_blocks(tokens: int, codes: int, itemsize: int, memory_budget_bytes: int | None) -> BlockPlan:
     """Choose the token tile and the code block so that the arrays of one block stay within the budget.
 
     Args:
@@ -47,13 +50,15 @@ def plan_blocks(tokens: int, codes: int, itemsize: int, memory_budget_bytes: int
       codes: number of codes K, at least 1.
       itemsize: bytes of one logit.
       memory_budget_bytes: bound on all tokens x codes temporaries together. It does not count arrays of size N x D
-        or K x D, which are inputs, outputs and their gradients.
+        or K x D, which are inputs, outputs and their gradients. None: 32 MiB on a CPU, 512 MiB on an accelerator.
 
     Raises:
       ValueError: if there are no tokens, no codes, or the budget is not positive.
     """
     if tokens < 1 or codes < 1:
         raise ValueError(f"found {tokens} tokens and {codes} codes; a quantizer needs at least one of each")
+    if memory_budget_bytes is None:
+        memory_budget_bytes = _CPU_BUDGET if jax.default_backend() == "cpu" else _ACCELERATOR_BUDGET
     if memory_budget_bytes < 1:
         raise ValueError(f"memory_budget_bytes is {memory_budget_bytes}; give a positive number of bytes")
     elements = max(1, memory_budget_bytes // (itemsize * _LIVE_BLOCKS))
@@ -136,17 +141,17 @@ def add_block(total: Float[Array, "K ..."], start: Int[Array, ""], update: Float
     return lax.dynamic_update_slice_in_dim(total, current + update, start, axis=0)
 
 
-def row_argmax(x: Float[Array, "n k"]) -> tuple[Float[Array, "n"], Int[Array, "n"]]:
-    """Largest value of each row and its lowest index.
+def column_argmax(x: Float[Array, "k n"]) -> tuple[Float[Array, "n"], Int[Array, "n"]]:
+    """Largest value of each column and its lowest row number.
 
-    In two levels: a plain maximum over groups vectorises everywhere, an argmax over the whole row does not (five times
-    slower on a CPU); only the winning group is searched.
+    In two levels: a plain maximum over groups vectorises everywhere, an argmax over the whole column does not (ten
+    times slower on a CPU); only the winning group is searched.
     """
     rows, columns = x.shape
     group = 64
-    if columns % group or columns <= group:
-        return x.max(axis=1), x.argmax(axis=1).astype(jnp.int32)
-    grouped = x.reshape(rows, columns // group, group)
-    winner = grouped.max(axis=2).argmax(axis=1)
-    candidates = jnp.take_along_axis(grouped, winner[:, None, None], axis=1)[:, 0]
-    return candidates.max(axis=1), (winner * group + candidates.argmax(axis=1)).astype(jnp.int32)
+    if rows % group or rows <= group:
+        return x.max(axis=0), x.argmax(axis=0).astype(jnp.int32)
+    grouped = x.reshape(rows // group, group, columns)
+    winner = grouped.max(axis=1).argmax(axis=0)
+    candidates = jnp.take_along_axis(grouped, winner[None, None], axis=0)[0]
+    return candidates.max(axis=0), (winner * group + candidates.argmax(axis=0)).astype(jnp.int32)

@@ -19,8 +19,6 @@ from jaxtyping import Array, Float, Int
 from voken_jax.quantizers import streaming
 from voken_jax.quantizers.streaming import Cotangents, Residuals, Settings
 
-DEFAULT_MEMORY_BUDGET = 64 * 2**20
-
 
 class IBQOutput(NamedTuple):
     """What `ibq` returns; every scalar is unweighted and differentiable unless it says otherwise.
@@ -61,7 +59,7 @@ def ibq(
     temperature: float = 0.01,
     sample_weight: float = 1.0,
     batch_weight: float = 1.0,
-    memory_budget_bytes: int = DEFAULT_MEMORY_BUDGET,
+    memory_budget_bytes: int | None = None,
 ) -> IBQOutput:
     """Quantize with index backpropagation, streaming over blocks of codes forward and backward.
 
@@ -77,7 +75,8 @@ def ibq(
       temperature: of the softmax inside the entropy terms (the gradient's softmax has temperature 1); static.
       sample_weight: weight of the sample entropy in `entropy_loss`.
       batch_weight: weight of the average entropy in `entropy_loss`.
-      memory_budget_bytes: bound on all tokens x codes temporaries together; larger blocks suit a GPU.
+      memory_budget_bytes: bound on all tokens x codes temporaries together, counting every token of `z`;
+        None chooses 32 MiB on a CPU and 512 MiB on an accelerator.
 
     Raises:
       ValueError: if shapes disagree, there are no tokens or codes, or temperature or budget are not positive.
@@ -92,7 +91,7 @@ def ibq_encode(
     z: Float[Array, "*batch D"],
     codebook: Float[Array, "K D"],
     *,
-    memory_budget_bytes: int = DEFAULT_MEMORY_BUDGET,
+    memory_budget_bytes: int | None = None,
 ) -> Int[Array, "*batch"]:
     """Numbers of the codes with the largest inner product: a streaming argmax, ties to the lowest number.
 

@@ -50,7 +50,7 @@ class Settings(NamedTuple):
 
     temperature: float
     use_entropy: bool
-    memory_budget_bytes: int
+    memory_budget_bytes: int | None
     collectives: Collectives = Collectives()
 
 
@@ -69,7 +69,7 @@ class _Search(NamedTuple):
     maximum: Float[Array, "n"]
     winner: Int[Array, "n"]
     mass: Float[Array, "n"]
-    expectation: Float[Array, "n D"]
+    expectation: Float[Array, "D n"]
     sharp_mass: Float[Array, "n"]
     sharp_moment: Float[Array, "n"]
 
@@ -80,7 +80,7 @@ class Residuals(NamedTuple):
     indices: Int[Array, "tiles n"]
     maximum: Float[Array, "tiles n"]
     log_mass: Float[Array, "tiles n"]
-    expectation: Float[Array, "tiles n D"]
+    expectation: Float[Array, "tiles D n"]
     sharp_log_mass: Float[Array, "tiles n"]
     entropy: Float[Array, "tiles n"]
     slope_mean: Float[Array, "tiles n"]
@@ -92,26 +92,37 @@ def compute_dtype(*arrays: Array) -> Any:
     return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
-def make_plan(z: Float[Array, "N D"], codebook: Float[Array, "K D"], memory_budget_bytes: int) -> BlockPlan:
+def make_plan(z: Float[Array, "N D"], codebook: Float[Array, "K D"], memory_budget_bytes: int | None) -> BlockPlan:
     """Cut N tokens and K codes for logits of `compute_dtype`."""
     itemsize = jnp.dtype(compute_dtype(z, codebook)).itemsize
     return blocks.plan_blocks(z.shape[0], codebook.shape[0], itemsize, memory_budget_bytes)
 
 
-def logits_of(z: Float[Array, "n D"], codes: Float[Array, "k D"]) -> Float[Array, "n k"]:
-    """<z_n, e_k> in `compute_dtype`; two half-precision inputs are multiplied as they are and summed in float32."""
+def logits_of(codes: Float[Array, "k D"], z: Float[Array, "n D"]) -> Float[Array, "k n"]:
+    """<e_k, z_n> in `compute_dtype`; two half-precision inputs are multiplied as they are and summed in float32.
+
+    Codes come first everywhere: then none of the products of the backward pass has a transposed left operand, which
+    costs a CPU half of its matmul rate, and both passes round logits alike, which the entropy terms at temperature 0.01
+    notice.
+    """
     dtype = compute_dtype(z, codes)
     if z.dtype != codes.dtype:
         z, codes = z.astype(dtype), codes.astype(dtype)
-    return lax.dot_general(z, codes, (((1,), (1,)), ((), ())), precision=_PRECISION, preferred_element_type=dtype)
+    return lax.dot_general(codes, z, (((1,), (1,)), ((), ())), precision=_PRECISION, preferred_element_type=dtype)
 
 
 def _matmul(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b.astype(a.dtype), precision=_PRECISION)
+    return jnp.matmul(a.astype(b.dtype), b, precision=_PRECISION)
 
 
-def _mask(values: Float[Array, "n k"], block: CodeBlock, fill: float = 0.0) -> Float[Array, "n k"]:
-    return values if block.fresh is None else jnp.where(block.fresh, values, fill)
+def _transposed(codes: Float[Array, "k D"]) -> Float[Array, "D k"]:
+    # The barrier keeps the compiler from folding this small copy back into a transposed product.
+    return lax.optimization_barrier(codes.T)
+
+
+def mask_seen(values: Float[Array, "k n"], block: CodeBlock, fill: float = 0.0) -> Float[Array, "k n"]:
+    """Replace the rows of codes that an earlier block has already counted."""
+    return values if block.fresh is None else jnp.where(block.fresh[:, None], values, fill)
 
 
 def _shifted(values: Array, maximum: Array, temperature: float) -> Array:
@@ -122,40 +133,43 @@ def _shifted(values: Array, maximum: Array, temperature: float) -> Array:
 def search(
     z: Float[Array, "n D"], codebook: Float[Array, "K D"], plan: BlockPlan, settings: Settings, soft: bool
 ) -> _Search:
-    """One pass of one tile over all blocks; without `soft` only the winner is tracked."""
+    """One pass of one tile over all blocks; without `soft` no expectation is formed."""
     dtype = compute_dtype(z, codebook)
     sharp = settings.use_entropy
 
     def step(state: _Search, number: Array) -> tuple[_Search, None]:
         block = blocks.read_block(codebook, number, plan)
-        logits = _mask(logits_of(z, block.codes), block, -jnp.inf)
-        block_maximum, block_index = blocks.row_argmax(logits)
+        logits = mask_seen(logits_of(block.codes, z), block, -jnp.inf)
+        block_maximum, block_winner = blocks.column_argmax(logits)
         maximum = jnp.maximum(state.maximum, block_maximum)
-        winner = jnp.where(block_maximum > state.maximum, block.start + block_index, state.winner)
-        state = state._replace(winner=winner)
+        winner = jnp.where(block_maximum > state.maximum, block.start + block_winner, state.winner)
         if soft:
             scale = jnp.exp(state.maximum - maximum)
-            weights = jnp.exp(logits - maximum[:, None])
+            weights = jnp.exp(logits - maximum)
             state = state._replace(
-                mass=state.mass * scale + weights.sum(axis=1),
-                expectation=state.expectation * scale[:, None] + _matmul(weights, block.codes),
+                mass=state.mass * scale + weights.sum(axis=0),
+                expectation=state.expectation * scale + _matmul(_transposed(block.codes), weights),
             )
         if sharp:
             shift = _shifted(state.maximum, maximum, settings.temperature)
-            exponents = _shifted(logits, maximum[:, None], settings.temperature)
+            exponents = _shifted(logits, maximum, settings.temperature)
             weights = jnp.exp(exponents)
             mass, moment = _rescale(state.sharp_mass, state.sharp_moment, shift)
             state = state._replace(
-                sharp_mass=mass + weights.sum(axis=1), sharp_moment=moment + (weights * exponents).sum(axis=1)
+                sharp_mass=mass + weights.sum(axis=0), sharp_moment=moment + (weights * exponents).sum(axis=0)
             )
-        return state._replace(maximum=maximum), None
+        return state._replace(maximum=maximum, winner=winner), None
 
-    tokens = (z.shape[0],)
-    zeros = jnp.zeros(tokens, dtype)
+    tokens, dim = z.shape
+    zeros = jnp.zeros((tokens,), dtype)
     start = _Search(
-        jnp.full(tokens, jnp.finfo(dtype).min), jnp.zeros(tokens, jnp.int32), zeros,
-        jnp.zeros(z.shape if soft else (*tokens, 0), dtype), zeros, zeros,
-    )  # fmt: skip
+        maximum=jnp.full((tokens,), jnp.finfo(dtype).min),
+        winner=jnp.zeros((tokens,), jnp.int32),
+        mass=zeros,
+        expectation=jnp.zeros((dim if soft else 0, tokens), dtype),
+        sharp_mass=zeros,
+        sharp_moment=zeros,
+    )
     return lax.scan(step, start, jnp.arange(plan.blocks))[0]
 
 
@@ -177,7 +191,7 @@ def _combine(state: _Search, soft: bool, settings: Settings, plan: BlockPlan) ->
     sums = list(_rescale(state.sharp_mass, state.sharp_moment, shift)) if settings.use_entropy else []
     if soft:
         scale = jnp.exp(state.maximum - maximum)
-        sums += [state.mass * scale, state.expectation * scale[:, None]]
+        sums += [state.mass * scale, state.expectation * scale]
     sums = list(lax.psum(tuple(sums), axes))
     state = state._replace(maximum=maximum, winner=lax.pmin(winners, axes))
     if settings.use_entropy:
@@ -220,7 +234,7 @@ def _forward(z: Array, codebook: Array, settings: Settings, soft: bool) -> tuple
     zero = jnp.zeros((), compute_dtype(z, codebook))
     result = Assignment(hard, indices, zero, zero)
     residuals = Residuals(
-        found.winner, found.maximum, jnp.log(found.mass), found.expectation / found.mass[..., None], *(zero,) * 4
+        found.winner, found.maximum, jnp.log(found.mass), found.expectation / found.mass[:, None], *(zero,) * 4
     )
     if settings.use_entropy:
         sharp_log_mass = jnp.log(found.sharp_mass)
@@ -258,12 +272,12 @@ def _average_pass(
         block = blocks.read_block(codebook, number, plan)
 
         def sharp(tile: Array, maximum: Array, log_mass: Array) -> Array:
-            exponents = _shifted(logits_of(tile, block.codes), maximum[:, None], settings.temperature)
-            return _mask(jnp.exp(exponents - log_mass[:, None]), block)
+            exponents = _shifted(logits_of(block.codes, tile), maximum, settings.temperature)
+            return mask_seen(jnp.exp(exponents - log_mass), block)
 
         def mass(tile: Array, maximum: Array, log_mass: Array, weight: Array | None = None) -> Array:
             share = sharp(tile, maximum, log_mass)
-            return share.sum(axis=0) if weight is None else weight @ share
+            return share.sum(axis=1) if weight is None else share @ weight
 
         per_token = (tiles, saved.maximum, saved.sharp_log_mass)
         average = blocks.sum_tiles(mass, *per_token, *(() if weights is None else (weights,))) / plan.tokens
@@ -273,7 +287,7 @@ def _average_pass(
             block_slope = average_entropy_slope(average)
             slope = blocks.add_block(slope, block.start, block_slope)
             # With one tile the compiler sees the same shares twice and computes them once.
-            slope_mean += blocks.map_tiles(lambda *token: _matmul(sharp(*token), block_slope), *per_token)
+            slope_mean += blocks.map_tiles(lambda *token: _matmul(block_slope, sharp(*token)), *per_token)
         return (total, slope, slope_mean), None
 
     dtype = saved.maximum.dtype
@@ -306,43 +320,32 @@ def backward(
     tiles, upstream = blocks.to_tiles(z, plan), blocks.to_tiles(given.soft, plan)
     terms = _token_terms(upstream, saved, given, plan, settings)
 
-    def block_gradient(tile: Array, token_upstream: Array, term: _TokenTerms, block: CodeBlock, slope: Array) -> Array:
-        logits = logits_of(tile, block.codes)
-        weights = jnp.exp(logits - term.log_normaliser[:, None])
-        gradient = weights * (logits_of(token_upstream, block.codes.astype(dtype)) - term.pull[:, None])
-        if settings.use_entropy:
-            exponents = _shifted(logits, term.maximum[:, None], settings.temperature) - term.sharp_log_mass[:, None]
-            slopes = term.average[:, None] * slope - term.sample[:, None] * exponents - term.offset[:, None]
-            gradient += jnp.exp(exponents) * slopes
-        return _mask(gradient, block)
-
     def step(carry: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
         dz, dcodebook = carry
         block = blocks.read_block(codebook, number, plan)
-        slope = lax.dynamic_slice_in_dim(saved.slope, block.start, plan.block) if settings.use_entropy else saved.slope
+        slope = lax.dynamic_slice_in_dim(saved.slope, block.start, plan.block) if settings.use_entropy else None
 
-        def tile_step(total: Array, tile_args: tuple[Array, Array, _TokenTerms]) -> tuple[Array, Array]:
-            gradient = block_gradient(*tile_args, block, slope)
-            return total + _matmul(gradient.T, tile_args[0]), _matmul(gradient, block.codes)
+        def tile_step(total: Array, packed: tuple[Array, Array, _TokenTerms]) -> tuple[Array, Array]:
+            gradient = _logit_gradient(block, slope, *packed, settings)
+            return total + _matmul(gradient, packed[0].astype(dtype)), _matmul(_transposed(block.codes), gradient)
 
-        packed = (tiles, upstream, terms)
         zeros = jnp.zeros((plan.block, codebook.shape[1]), dtype)
         if plan.tiles == 1:
-            codes_update, update = tile_step(zeros, jax.tree.map(lambda x: x[0], packed))
+            codes_update, update = tile_step(zeros, jax.tree.map(lambda x: x[0], (tiles, upstream, terms)))
             dz += update[None]
         else:
-            codes_update, update = lax.scan(tile_step, zeros, packed)
+            codes_update, update = lax.scan(tile_step, zeros, (tiles, upstream, terms))
             dz += update
         return (dz, blocks.add_block(dcodebook, block.start, codes_update)), None
 
-    start = (jnp.zeros(tiles.shape, dtype), jnp.zeros(codebook.shape, dtype))
+    start = (jnp.zeros((plan.tiles, z.shape[1], plan.tile), dtype), jnp.zeros(codebook.shape, dtype))
     (dz, dcodebook), _ = lax.scan(step, start, jnp.arange(plan.blocks))
     rows = blocks.from_tiles(saved.indices, plan)
     if axes.codes:
         local = rows - lax.axis_index(axes.codes) * plan.codes
         rows = jnp.where((local >= 0) & (local < plan.codes), local, plan.codes)
     dcodebook = dcodebook.at[rows].add(given.soft + given.hard, mode="drop")
-    dz = _sum(blocks.from_tiles(dz, plan), axes.codes)
+    dz = _sum(blocks.from_tiles(dz.swapaxes(1, 2), plan), axes.codes)
     return dz.astype(z.dtype), _sum(dcodebook, axes.tokens).astype(codebook.dtype)
 
 
@@ -361,6 +364,24 @@ class _TokenTerms(NamedTuple):
     offset: Float[Array, "tiles n"]
 
 
+def _logit_gradient(
+    block: CodeBlock,
+    slope: Float[Array, "k"] | None,
+    tile: Float[Array, "n D"],
+    upstream: Float[Array, "n D"],
+    term: _TokenTerms,
+    settings: Settings,
+) -> Float[Array, "k n"]:
+    """Gradient of the logits of one block and one tile."""
+    logits = logits_of(block.codes, tile)
+    weights = jnp.exp(logits - term.log_normaliser)
+    gradient = weights * (logits_of(block.codes.astype(upstream.dtype), upstream) - term.pull)
+    if slope is not None:
+        exponents = _shifted(logits, term.maximum, settings.temperature) - term.sharp_log_mass
+        gradient += jnp.exp(exponents) * (term.average * slope[:, None] - term.sample * exponents - term.offset)
+    return mask_seen(gradient, block)
+
+
 def _token_terms(
     upstream: Float[Array, "tiles n D"], saved: Residuals, given: Cotangents, plan: BlockPlan, settings: Settings
 ) -> _TokenTerms:
@@ -371,7 +392,7 @@ def _token_terms(
     sample, average = weights * given.sample_entropy, weights * given.average_entropy
     return _TokenTerms(
         log_normaliser=saved.maximum + saved.log_mass,
-        pull=jnp.sum(upstream * saved.expectation, axis=-1),
+        pull=jnp.sum(upstream * saved.expectation.swapaxes(1, 2), axis=-1),
         maximum=saved.maximum,
         sharp_log_mass=jnp.broadcast_to(saved.sharp_log_mass, saved.maximum.shape),
         sample=sample,

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from voken_jax.quantizers import blocks, streaming
-from voken_jax.quantizers.ibq import DEFAULT_MEMORY_BUDGET, check_shapes
+from voken_jax.quantizers.ibq import check_shapes
 
 _NORM_FLOOR = 1e-12
 
@@ -42,7 +42,7 @@ def vq(
     beta: float = 0.25,
     legacy: bool = True,
     l2_normalize: bool = False,
-    memory_budget_bytes: int = DEFAULT_MEMORY_BUDGET,
+    memory_budget_bytes: int | None = None,
 ) -> VQOutput:
     """Replace every token by its nearest code.
 
@@ -85,7 +85,7 @@ def vq_encode(
     codebook: Float[Array, "K D"],
     *,
     l2_normalize: bool = False,
-    memory_budget_bytes: int = DEFAULT_MEMORY_BUDGET,
+    memory_budget_bytes: int | None = None,
 ) -> Int[Array, "*batch"]:
     """Numbers of the nearest codes, ties to the lowest number.
 
@@ -111,10 +111,8 @@ def nearest(
     def search(tile: Array) -> tuple[Array, Array]:
         def step(best: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
             block = blocks.read_block(codebook, number, plan)
-            scores = _scores(tile, block.codes, l2_normalize)
-            if block.fresh is not None:
-                scores = jnp.where(block.fresh, scores, -jnp.inf)
-            score, index = blocks.row_argmax(scores)
+            scores = streaming.mask_seen(_scores(block.codes, tile, l2_normalize), block, -jnp.inf)
+            score, index = blocks.column_argmax(scores)
             better = score > best[0]
             return (jnp.maximum(score, best[0]), jnp.where(better, block.start + index, best[1])), None
 
@@ -126,9 +124,9 @@ def nearest(
     return blocks.from_tiles(score, plan), blocks.from_tiles(index, plan)
 
 
-def _scores(z: Float[Array, "n D"], codes: Float[Array, "k D"], l2_normalize: bool) -> Float[Array, "n k"]:
-    products = streaming.logits_of(z, codes)
-    squares = jnp.sum(jnp.square(codes.astype(products.dtype)), axis=1)
+def _scores(codes: Float[Array, "k D"], z: Float[Array, "n D"], l2_normalize: bool) -> Float[Array, "k n"]:
+    products = streaming.logits_of(codes, z)
+    squares = jnp.sum(jnp.square(codes.astype(products.dtype)), axis=1, keepdims=True)
     if l2_normalize:
         return products / jnp.maximum(jnp.sqrt(squares), _NORM_FLOOR)
     return products - squares / 2
