@@ -5,6 +5,7 @@
 
 from voken_jax.quantizers.ibq import IBQOutput, codebook_lookup, ibq, ibq_encode
 from voken_jax.quantizers.lfq import LFQOutput, indices_to_codes, join_indices, lfq, lfq_indices, split_indices
+from voken_jax.quantizers.sharded import ibq_encode_sharded, ibq_sharded, vq_sharded
 from voken_jax.quantizers.statistics import (
     CodebookStatistics,
     init_statistics,
@@ -23,6 +24,8 @@ __all__ = [
     "codebook_lookup",
     "ibq",
     "ibq_encode",
+    "ibq_encode_sharded",
+    "ibq_sharded",
     "indices_to_codes",
     "init_statistics",
     "join_indices",
@@ -35,4 +38,5 @@ __all__ = [
     "usage",
     "vq",
     "vq_encode",
+    "vq_sharded",
 ]

@@ -211,6 +211,16 @@ def lookup(codebook: Float[Array, "K D"], indices: Int[Array, "*s"], axes: tuple
     return lax.psum(jnp.where(mine[..., None], rows, 0), axes)
 
 
+def add_rows(
+    total: Float[Array, "K D"], rows: Int[Array, "N"], update: Float[Array, "N D"], axes: tuple[str, ...] = ()
+) -> Float[Array, "K D"]:
+    """The transpose of `lookup`: add each update to its row; on shards, rows of other shards are dropped."""
+    if axes:
+        local = rows - lax.axis_index(axes) * total.shape[0]
+        rows = jnp.where((local >= 0) & (local < total.shape[0]), local, total.shape[0])
+    return total.at[rows].add(update, mode="drop")
+
+
 def forward(z: Float[Array, "N D"], codebook: Float[Array, "K D"], settings: Settings) -> Assignment:
     """The values alone, for evaluation: no expectation and no slopes."""
     return _forward(z, codebook, settings, soft=False)[0]
@@ -341,10 +351,7 @@ def backward(
     start = (jnp.zeros((plan.tiles, z.shape[1], plan.tile), dtype), jnp.zeros(codebook.shape, dtype))
     (dz, dcodebook), _ = lax.scan(step, start, jnp.arange(plan.blocks))
     rows = blocks.from_tiles(saved.indices, plan)
-    if axes.codes:
-        local = rows - lax.axis_index(axes.codes) * plan.codes
-        rows = jnp.where((local >= 0) & (local < plan.codes), local, plan.codes)
-    dcodebook = dcodebook.at[rows].add(given.soft + given.hard, mode="drop")
+    dcodebook = add_rows(dcodebook, rows, given.soft + given.hard, axes.codes)
     dz = _sum(blocks.from_tiles(dz.swapaxes(1, 2), plan), axes.codes)
     return dz.astype(z.dtype), _sum(dcodebook, axes.tokens).astype(codebook.dtype)
 

@@ -99,7 +99,7 @@ def vq_encode(
 
 
 def nearest(
-    z: Float[Array, "N D"], codebook: Float[Array, "K D"], l2_normalize: bool, memory_budget_bytes: int
+    z: Float[Array, "N D"], codebook: Float[Array, "K D"], l2_normalize: bool, memory_budget_bytes: int | None
 ) -> tuple[Float[Array, "N"], Int[Array, "N"]]:
     """Largest score of each token and the lowest number of a code that has it.
 
