@@ -6,8 +6,9 @@ NETWORK_DEFAULTS = {"attn_resolutions": [], "dropout": 0.0}
 
 
 def model_section(dd, network):
-    """`ddconfig` of the reference."""
+    """`ddconfig` of the reference, which ignores attention at resolutions that no level has."""
     dd = NETWORK_DEFAULTS | dd
+    levels = [dd["resolution"] // 2**i for i in range(len(dd["ch_mult"]))] if network == "vqgan" else []
     return {
         "network": network,
         "resolution": dd["resolution"],
@@ -16,8 +17,8 @@ def model_section(dd, network):
         "residual_blocks": dd["num_res_blocks"],
         "z_channels": dd["z_channels"],
         "image_channels": dd["in_channels"],
-        "attention_resolutions": dd["attn_resolutions"],
-        "dropout": dd["dropout"],
+        "attention_resolutions": [side for side in dd["attn_resolutions"] if side in levels],
+        "dropout": dd["dropout"] if network == "vqgan" else 0.0,
     }
 
 
@@ -35,11 +36,12 @@ def discriminator_section(loss):
 
 
 def adversarial_section(loss):
-    """Weights of the two players."""
-    objective = {"hinge": "hinge", "vanilla": "vanilla", "non_saturate": "non_saturating"}
+    """Weights of the two players; a generator weight of null is the adaptive one."""
+    objective = {"non_saturate": "non_saturating"}
+    name = loss.get("disc_loss", "hinge")
     return {
-        "objective": objective[loss.get("disc_loss", "hinge")],
-        "generator_weight": loss["gen_loss_weight"],
+        "objective": objective.get(name, name),
+        "generator_weight": loss.get("gen_loss_weight"),
         "adaptive_scale": loss.get("disc_weight", 1.0),
         "discriminator_factor": loss.get("disc_factor", 1.0),
         "start_step": loss["disc_start"],
@@ -64,6 +66,8 @@ def lfq_section(init, loss):
 
 def ibq_section(init, loss):
     """IBQ's quantizer and its weights."""
+    if init.get("l2_normalize", False):
+        raise NotImplementedError("IBQ with l2_normalize: no published model has it")
     entropy = init.get("use_entropy_loss", False)
     return {
         "kind": "ibq",
@@ -79,19 +83,15 @@ def ibq_section(init, loss):
     }
 
 
-SCHEDULES = {"lin0": "lin0", "cos": "cos", "constant": "constant"}
-
-
 def schedule_section(schedule):
-    """The learning-rate schedule of a trajectory."""
+    """The learning-rate schedule of a trajectory; its names are ours."""
     if schedule is None:
         return {"kind": "constant"}
-    names = SCHEDULES | {"linear-warmup": "linear-warmup", "linear-warmup_cosine-decay": "linear-warmup_cosine-decay"}
     return {
-        "kind": names[schedule["kind"]],
-        "warmup_steps": schedule["wp_it"],
-        "start_factor": schedule["wp0"],
-        "end_factor": schedule["wpe"],
+        "kind": schedule["kind"],
+        "warmup_steps": schedule.get("wp_it", 0),
+        "start_factor": schedule.get("wp0", 0.005),
+        "end_factor": schedule.get("wpe", schedule.get("min_multiplier", 0.01)),
     }
 
 
@@ -100,7 +100,8 @@ def trajectory_config(case, dtype="float64"):
     init, spec = case.config["init_args"], case.config
     loss = init["lossconfig"]["params"]
     lfq = case.kind == "train_lfq"
-    total = spec["schedule"]["max_it"] if spec["schedule"] else spec["steps"]
+    schedule = spec.get("schedule")
+    total = (schedule or {}).get("max_it", spec["steps"])
     return validate(
         {
             "name": case.name,
@@ -112,7 +113,7 @@ def trajectory_config(case, dtype="float64"):
             "optimizer": {
                 "learning_rate": spec["lr"],
                 "betas": [0.5, 0.9],
-                "schedule": schedule_section(spec["schedule"]),
+                "schedule": schedule_section(schedule),
             },
             "precision": {"param_dtype": dtype, "compute_dtype": dtype},
             "data": {"train": {"kind": "skimage", "region": "all"}, "image_size": spec["shape"][-1]},

@@ -94,7 +94,8 @@ def build(case, dtype="float64"):
         ),
     )
     shardings = state_shardings(state, mesh, config)
-    step = TokenizerStep(config, players, optimizer, mesh, shardings, lpips_for(case.seed, dtype))
+    perceptual = lpips_for(case.seed, dtype) if config.perceptual.weight else None
+    step = TokenizerStep(config, players, optimizer, mesh, shardings, perceptual)
     return step, jax.device_put(state, shardings)
 
 
