@@ -1,4 +1,4 @@
-"""Objectives of golden cases, written there as text: small arithmetic over named arrays, evaluated by the syntax tree."""
+"""Objectives of golden cases, written there as text: small arithmetic over named arrays."""
 
 import ast
 import operator
