@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 import types
 import typing
@@ -112,12 +113,9 @@ def parse_override(text: str) -> tuple[list[str], Any]:
 
 def validate(mapping: Mapping[str, Any], origin: str) -> Config:
     """Turn plain data into a Config; `origin` (a path) opens the error message."""
+    _require_plain(mapping, "", origin)
     try:
-        text = json.dumps(mapping, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{origin}: {error}; only numbers, strings, booleans, null, lists and mappings") from error
-    try:
-        return Config.model_validate_json(text, strict=True)
+        return Config.model_validate_json(json.dumps(mapping), strict=True)
     except ValidationError as error:
         lines = [_describe(detail, mapping) for detail in error.errors()]
         raise ConfigError(f"{origin}: {len(lines)} problem(s)\n" + "\n".join(f"  {line}" for line in lines)) from error
@@ -141,6 +139,23 @@ def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
         _check_override(mapping, key, override)
         mapping = merge(mapping, _nest(key, value))
     return validate(mapping, origin="overrides")
+
+
+def _require_plain(value: Any, path: str, origin: str) -> None:
+    """Raise ConfigError at a value that a configuration cannot hold, such as YAML's dates and not-a-number."""
+    if isinstance(value, Mapping):
+        for key, below in value.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"{origin}: key {key!r} in {path or 'the whole'} is not a string: put it in quotes")
+            _require_plain(below, f"{path}.{key}" if path else key, origin)
+    elif isinstance(value, list | tuple):
+        for index, below in enumerate(value):
+            _require_plain(below, f"{path}.{index}", origin)
+    elif not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ConfigError(
+            f"{origin}: {path} = {value!r} ({type(value).__name__}): expected a finite number, a string, true or "
+            "false, null, a list or a mapping; text that YAML reads as something else needs quotes"
+        )
 
 
 def _changes_kind(below: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
@@ -222,6 +237,7 @@ def _describe(detail: Any, mapping: Mapping[str, Any]) -> str:
     """One line for one pydantic error: key path, what was found, what is allowed, nearest key."""
     path: list[str | int] = []
     section: type[BaseModel] | None = Config
+    parent: type[BaseModel] | None = Config
     for part in detail["loc"]:
         if section is not None and part not in section.model_fields and part in _kinds(section, mapping, path):
             continue  # the tag of a union that pydantic puts into the location
