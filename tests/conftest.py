@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import hypothesis
 import jax
 import pytest
 
@@ -12,6 +13,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+# The first call of a property compiles, which no deadline per example allows for; runs repeat exactly.
+hypothesis.settings.register_profile("voken", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("voken")
 
 
 def pytest_addoption(parser):
