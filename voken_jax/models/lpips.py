@@ -6,6 +6,8 @@ Shape legend: B batch, H/W pixels, C channels.
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -43,7 +45,7 @@ class VGG(nnx.Module):
     def __init__(self, *, policy: Policy, rngs: nnx.Rngs):
         width = 3
         for number, layers in enumerate(SLICES, start=1):
-            built = nnx.Dict()
+            built: nnx.Dict = nnx.Dict()
             for index, out in layers:
                 built[str(index)] = conv(width, out, 3, policy=policy, rngs=rngs)
                 width = out
@@ -63,7 +65,10 @@ class VGG(nnx.Module):
 
 
 class Head(nnx.Module):
-    """1x1 convolution to one channel without bias; slot 1 of its sequence (slot 0 was dropout)."""
+    """1x1 convolution to one channel without bias; slot 1 of its sequence (slot 0 was dropout).
+
+    Part of the loss, so in float32 at least.
+    """
 
     def __init__(self, channels: int, *, policy: Policy, rngs: nnx.Rngs):
         self.model = nnx.Dict({"1": conv(channels, 1, 1, bias=False, policy=policy, rngs=rngs)})
@@ -79,8 +84,9 @@ class LPIPS(nnx.Module):
     def __init__(self, *, policy: Policy, rngs: nnx.Rngs):
         self.scaling_layer = ScalingLayer(policy=policy)
         self.net = VGG(policy=policy, rngs=rngs)
+        wide = dataclasses.replace(policy, compute_dtype=jnp.promote_types(policy.compute_dtype, jnp.float32))
         for i, layers in enumerate(SLICES):
-            setattr(self, f"lin{i}", Head(layers[-1][1], policy=policy, rngs=rngs))
+            setattr(self, f"lin{i}", Head(layers[-1][1], policy=wide, rngs=rngs))
 
     def __call__(self, x: Float[Array, "B H W 3"], y: Float[Array, "B H W 3"]) -> Float[Array, " B"]:
         """x, y in [-1, 1]; one distance per image, in float32 at least."""
