@@ -1,0 +1,146 @@
+"""Index backpropagation quantization: every code is trained by every token, at any codebook size.
+
+Shapes: N tokens, K codes, D code dimension.
+
+Shi et al., "Scalable Image Tokenization with Index Backpropagation Quantization", ICCV 2025. The quantized value is
+o E with o = h - stop_gradient(p) + p: the winner's code in the forward direction, the softmax expectation p E in the
+backward direction. That is attention with query z, keys and values E, and a hard forward value, so it streams as
+attention does (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018); see `streaming`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from voken_torch.quantizers import streaming
+from voken_torch.quantizers.blocks import ReduceMean
+from voken_torch.quantizers.streaming import Settings, SoftAssignment
+
+DEFAULT_MEMORY_BUDGET = 64 * 2**20
+
+
+class IBQOutput(NamedTuple):
+    """What `ibq` returns; every scalar is unweighted and differentiable unless it says otherwise.
+
+    Attributes:
+        quantized: (..., D) codes of the winners in z's dtype; gradient to z and to every code through the softmax.
+        indices: (...) int32 numbers of the winners, ties to the lowest.
+        quant_loss: mean (z_q - z)^2 + mean (sg(z_h) - z)^2 + beta * mean (z_h - sg(z))^2, z_h the hard lookup.
+        sample_entropy: mean over tokens of the entropy of softmax(logits / temperature), in nats; 0 without entropy.
+        average_entropy: entropy of the average assignment, in nats; 0 without entropy.
+        entropy_loss: sample_weight * sample_entropy - batch_weight * average_entropy.
+    """
+
+    quantized: Float[Tensor, "*batch D"]
+    indices: Int[Tensor, "*batch"]
+    quant_loss: Float[Tensor, ""]
+    sample_entropy: Float[Tensor, ""]
+    average_entropy: Float[Tensor, ""]
+    entropy_loss: Float[Tensor, ""]
+
+
+def ibq(
+    z: Float[Tensor, "*batch D"],
+    codebook: Float[Tensor, "K D"],
+    *,
+    beta: float = 0.25,
+    use_entropy: bool = True,
+    temperature: float = 0.01,
+    sample_weight: float = 1.0,
+    batch_weight: float = 1.0,
+    memory_budget_bytes: int = DEFAULT_MEMORY_BUDGET,
+    reduce_mean: ReduceMean | None = None,
+) -> IBQOutput:
+    """Quantize with index backpropagation, streaming over blocks of codes forward and backward.
+
+    Logits are <z, e_k>, in float32 for half-precision inputs and in float64 when an input is float64. The backward pass
+    keeps O(N D + K) numbers. Means run over the tokens of `z`; with `reduce_mean` the average assignment is taken over
+    the tokens of all processes.
+
+    Args:
+        z: any leading axes, code dimension last.
+        codebook: one code per row.
+        beta: weight of the term of `quant_loss` that moves the codes to the tokens.
+        use_entropy: False returns zeros for the entropy terms and skips their cost.
+        temperature: of the softmax inside the entropy terms (the gradient's softmax has temperature 1).
+        sample_weight: weight of the sample entropy in `entropy_loss`.
+        batch_weight: weight of the average entropy in `entropy_loss`.
+        memory_budget_bytes: bound on all tokens x codes temporaries together; larger blocks suit an accelerator.
+        reduce_mean: mean over processes, for statistics over a batch that is spread over several.
+
+    Raises:
+        ValueError: shapes disagree, there are no tokens or codes, or temperature or budget are not positive.
+    """
+    settings = Settings(check_temperature(temperature), use_entropy, memory_budget_bytes, reduce_mean)
+    check_shapes(z, codebook)
+    flat = z.reshape(-1, z.shape[-1])
+    if torch.is_grad_enabled() and (z.requires_grad or codebook.requires_grad):
+        soft, hard, indices, sample, average = SoftAssignment.apply(flat, codebook, settings)
+    else:
+        hard, indices, sample, average = streaming.forward(flat, codebook, settings, soft=False)[0]
+        soft = hard
+    flat = flat.to(hard.dtype)
+    quant_loss = (
+        (soft - flat).square().mean()
+        + (hard.detach() - flat).square().mean()
+        + beta * (hard - flat.detach()).square().mean()
+    )
+    return IBQOutput(
+        quantized=soft.to(z.dtype).reshape(z.shape),
+        indices=indices.reshape(z.shape[:-1]),
+        quant_loss=quant_loss,
+        sample_entropy=sample,
+        average_entropy=average,
+        entropy_loss=sample_weight * sample - batch_weight * average,
+    )
+
+
+def ibq_encode(
+    z: Float[Tensor, "*batch D"],
+    codebook: Float[Tensor, "K D"],
+    *,
+    memory_budget_bytes: int = DEFAULT_MEMORY_BUDGET,
+) -> Int[Tensor, "*batch"]:
+    """Numbers of the codes with the largest inner product: a streaming argmax, ties to the lowest number.
+
+    Raises:
+        ValueError: shapes disagree or there are no tokens or codes.
+    """
+    check_shapes(z, codebook)
+    flat, settings = z.reshape(-1, z.shape[-1]), Settings(1.0, False, memory_budget_bytes)
+    return streaming.forward(flat, codebook, settings, soft=False)[0].indices.reshape(z.shape[:-1])
+
+
+def codebook_lookup(indices: Int[Tensor, "*batch"], codebook: Float[Tensor, "K D"]) -> Float[Tensor, "*batch D"]:
+    """Codes of code numbers, for decoding; a number outside [0, K) gives not-a-number instead of a wrong code."""
+    valid = (indices >= 0) & (indices < codebook.shape[0])
+    codes = codebook[torch.where(valid, indices, 0).long()]
+    return torch.where(valid[..., None], codes, torch.nan)
+
+
+def check_temperature(temperature: float) -> float:
+    """Return the temperature as a Python float.
+
+    Raises:
+        ValueError: it is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; it must be positive")
+    return float(temperature)
+
+
+def check_shapes(z: Tensor, codebook: Tensor) -> None:
+    """Check that tokens and codes can be compared.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    if codebook.ndim != 2 or z.ndim < 1 or z.shape[-1] != codebook.shape[1]:
+        raise ValueError(
+            f"found z of shape {tuple(z.shape)} and a codebook of shape {tuple(codebook.shape)}; "
+            "expected (..., D) and (K, D): move channels last and check the code dimension"
+        )

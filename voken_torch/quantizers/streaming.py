@@ -1,0 +1,307 @@
+"""The soft assignment of tokens to codes, streamed: what `ibq` differentiates.
+
+Shapes: N tokens, K codes, D code dimension; n tokens in a tile, k codes in a block.
+
+With logits l = z E^T, p = softmax(l) and q = softmax(l / temperature), the forward pass needs per token the winner,
+both normalisers, the expectation p E (the backward pass needs it) and the entropy of q, and per code the average of q.
+One pass over blocks of codes with running maxima (online softmax) gives the first, a second pass the average. The
+backward pass recomputes the logits of a block and emits that block's codebook gradient. Nothing of size N x K exists.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from voken_torch.quantizers.blocks import (
+    BlockPlan,
+    Buffers,
+    ReduceMean,
+    compute_dtype,
+    in_full_precision,
+    plan_blocks,
+    row_argmax,
+)
+from voken_torch.quantizers.entropy import (
+    SATURATION,
+    average_entropy,
+    average_entropy_constant,
+    average_entropy_slope,
+)
+
+
+class Settings(NamedTuple):
+    """Settings of the soft assignment.
+
+    Attributes:
+        temperature: of the softmax inside the entropy terms.
+        use_entropy: False skips the entropy terms.
+        memory_budget_bytes: bound on all tokens x codes temporaries together.
+        reduce_mean: makes the average assignment the mean over the tokens of all processes.
+    """
+
+    temperature: float
+    use_entropy: bool
+    memory_budget_bytes: int
+    reduce_mean: ReduceMean | None = None
+
+
+class Assignment(NamedTuple):
+    """Per-token results of the search, and the scalars of the entropy terms."""
+
+    hard: Float[Tensor, "N D"]
+    indices: Int[Tensor, " N"]
+    sample_entropy: Float[Tensor, ""]
+    average_entropy: Float[Tensor, ""]
+
+
+class Residuals(NamedTuple):
+    """What the backward pass keeps besides z and the codebook: O(N D + K). The last four are None without entropy."""
+
+    indices: Int[Tensor, " N"]
+    maximum: Float[Tensor, " N"]
+    log_mass: Float[Tensor, " N"]
+    expectation: Float[Tensor, "N D"]
+    sharp_log_mass: Float[Tensor, " N"] | None = None
+    entropy: Float[Tensor, " N"] | None = None
+    slope_mean: Float[Tensor, " N"] | None = None
+    slope: Float[Tensor, " K"] | None = None
+
+
+class Cotangents(NamedTuple):
+    """Incoming gradients of the outputs of the soft assignment."""
+
+    soft: Float[Tensor, "N D"]
+    hard: Float[Tensor, "N D"]
+    sample_entropy: Float[Tensor, ""]
+    average_entropy: Float[Tensor, ""]
+
+
+class _Search:
+    """Running state of one tile over the blocks of codes: maxima, and sums relative to them."""
+
+    def __init__(self, tile: Float[Tensor, "n D"], settings: Settings, soft: bool):
+        count = tile.shape[0]
+        self.tile, self.settings, self.soft = tile, settings, soft
+        self.maximum = tile.new_full((count,), torch.finfo(tile.dtype).min)
+        self.winner = torch.zeros(count, dtype=torch.int64, device=tile.device)
+        self.mass, self.sharp_mass, self.sharp_moment = tile.new_zeros(3, count)
+        self.expectation = torch.zeros_like(tile) if soft else None
+
+    def visit(self, codes: Float[Tensor, "k D"], start: int, logits: Tensor, weights: Tensor) -> None:
+        """Take in one block of codes, the first of which has the number `start`; the last two are working memory."""
+        torch.mm(self.tile, codes.t(), out=logits)
+        block_maximum, block_index = row_argmax(logits)
+        maximum = torch.maximum(self.maximum, block_maximum)
+        self.winner = torch.where(block_maximum > self.maximum, block_index + start, self.winner)
+        if self.soft or self.settings.use_entropy:
+            logits.sub_(maximum[:, None])
+        if self.soft:
+            torch.exp(logits, out=weights)
+            scale = torch.exp(self.maximum - maximum)
+            self.mass.mul_(scale).add_(weights.sum(dim=1))
+            self.expectation.mul_(scale[:, None]).addmm_(weights, codes)
+        if self.settings.use_entropy:
+            self._visit_sharp(maximum, logits, weights)
+        self.maximum = maximum
+
+    def _visit_sharp(self, maximum: Float[Tensor, " n"], shifted: Tensor, weights: Tensor) -> None:
+        inverse = 1 / self.settings.temperature
+        shift = ((self.maximum - maximum) * inverse).clamp_(min=-SATURATION)
+        factor = torch.exp(shift)
+        shifted.mul_(inverse).clamp_(min=-SATURATION)
+        torch.exp(shifted, out=weights)
+        self.sharp_moment.add_(self.sharp_mass * shift).mul_(factor)
+        self.sharp_mass.mul_(factor).add_(weights.sum(dim=1))
+        self.sharp_moment.add_(shifted.mul_(weights).sum(dim=1))
+
+
+def make_plan(z: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"], memory_budget_bytes: int) -> BlockPlan:
+    """Cut N tokens and K codes for logits of `compute_dtype`."""
+    itemsize = torch.finfo(compute_dtype(z, codebook)).bits // 8
+    return plan_blocks(z.shape[0], codebook.shape[0], itemsize, memory_budget_bytes, z.device)
+
+
+def forward(
+    z: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"], settings: Settings, soft: bool
+) -> tuple[Assignment, Residuals | None]:
+    """The values, and with `soft` what `backward` needs. Differentiates nothing itself."""
+    with torch.no_grad(), in_full_precision(z):
+        dtype = compute_dtype(z, codebook)
+        z, plan = z.to(dtype), make_plan(z, codebook, settings.memory_budget_bytes)
+        buffers = Buffers(plan, z, dtype, 2)
+        found = [_search(z[rows], codebook, plan, settings, soft, buffers) for rows in plan.tiles()]
+        indices = torch.cat([search.winner for search in found])
+        hard, zero = codebook[indices].to(dtype), z.new_zeros(())
+        result = Assignment(hard, indices.to(torch.int32), zero, zero)
+        maximum = torch.cat([search.maximum for search in found])
+        residuals = None
+        if soft:
+            mass = torch.cat([search.mass for search in found])
+            expectation = torch.cat([search.expectation for search in found]).div_(mass[:, None])
+            residuals = Residuals(indices, maximum, mass.log(), expectation)
+        if settings.use_entropy:
+            sharp_mass = torch.cat([search.sharp_mass for search in found])
+            moment = torch.cat([search.sharp_moment for search in found])
+            log_mass = sharp_mass.log()
+            entropy = log_mass - moment / sharp_mass
+            value, slope, slope_mean = _average_pass(z, codebook, maximum, log_mass, plan, settings, soft, buffers)
+            result = result._replace(sample_entropy=entropy.mean(), average_entropy=value)
+            if residuals is not None:
+                residuals = residuals._replace(
+                    sharp_log_mass=log_mass, entropy=entropy, slope_mean=slope_mean, slope=slope
+                )
+        return result, residuals
+
+
+def _search(
+    tile: Tensor, codebook: Tensor, plan: BlockPlan, settings: Settings, soft: bool, buffers: Buffers
+) -> _Search:
+    search = _Search(tile, settings, soft)
+    for block in plan.blocks():
+        codes = codebook[block].to(tile.dtype)
+        logits, weights = (buffers.view(i, tile.shape[0], codes.shape[0]) for i in range(2))
+        search.visit(codes, block.start, logits, weights)
+    return search
+
+
+def _average_pass(
+    z: Float[Tensor, "N D"],
+    codebook: Float[Tensor, "K D"],
+    maximum: Float[Tensor, " N"],
+    log_mass: Float[Tensor, " N"],
+    plan: BlockPlan,
+    settings: Settings,
+    slopes: bool,
+    buffers: Buffers,
+) -> tuple[Float[Tensor, ""], Float[Tensor, " K"], Float[Tensor, " N"]]:
+    """Second pass: the entropy of the average of q, its slope per code and the slope's mean under each token's q."""
+    total = z.new_zeros(())
+    slope, slope_mean = z.new_empty(plan.codes), torch.zeros_like(maximum)
+
+    def sharp(rows: slice, codes: Tensor) -> Tensor:
+        share = torch.mm(z[rows], codes.t(), out=buffers.view(0, z[rows].shape[0], codes.shape[0]))
+        share.sub_(maximum[rows, None]).mul_(1 / settings.temperature).sub_(log_mass[rows, None])
+        return share.exp_()
+
+    for block in plan.blocks():
+        codes = codebook[block].to(z.dtype)
+        average, share = z.new_zeros(codes.shape[0]), None
+        for rows in plan.tiles():
+            share = sharp(rows, codes)
+            average += share.sum(dim=0)
+        average /= plan.tokens
+        if settings.reduce_mean is not None:
+            average = settings.reduce_mean(average)
+        total += average_entropy(average)
+        if slopes:
+            slope[block] = average_entropy_slope(average)
+            for rows in plan.tiles():
+                # One tile's shares are still in the buffer.
+                share = share if plan.tile >= plan.tokens else sharp(rows, codes)
+                slope_mean[rows].addmv_(share, slope[block])
+    return total + average_entropy_constant(), slope, slope_mean
+
+
+class _TokenTerms(NamedTuple):
+    """Per-token numbers of the backward pass, as columns.
+
+    The gradient of a logit is p (<G, e_k> - pull) + q (average * slope_k - sample * log q - offset).
+    """
+
+    log_normaliser: Float[Tensor, "N 1"]
+    pull: Float[Tensor, "N 1"]
+    maximum: Float[Tensor, "N 1"]
+    sharp_log_mass: Float[Tensor, "N 1"] | None = None
+    offset: Float[Tensor, "N 1"] | None = None
+
+
+def _token_terms(saved: Residuals, given: Cotangents, sample: Tensor, average: Tensor) -> _TokenTerms:
+    pull = (given.soft * saved.expectation).sum(dim=1)
+    terms = _TokenTerms((saved.maximum + saved.log_mass)[:, None], pull[:, None], saved.maximum[:, None])
+    if saved.slope is None:
+        return terms
+    offset = sample * saved.entropy + average * saved.slope_mean
+    return terms._replace(sharp_log_mass=saved.sharp_log_mass[:, None], offset=offset[:, None])
+
+
+def backward(
+    z: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"], saved: Residuals, given: Cotangents, settings: Settings
+) -> tuple[Float[Tensor, "N D"], Float[Tensor, "K D"]]:
+    """Gradients of the soft assignment with respect to z and the codebook, one block of codes at a time.
+
+    `given.soft` is the gradient of o E with o = h - stop_gradient(p) + p: it reaches the codebook through the rows of
+    h, and z and every code through p. `given.hard` is the gradient of h E and reaches the winners' rows alone.
+    """
+    with torch.no_grad(), in_full_precision(z):
+        dtype, plan = compute_dtype(z, codebook), make_plan(z, codebook, settings.memory_budget_bytes)
+        tokens, upstream = z.to(dtype), given.soft.to(dtype)
+        weight = 1 / (plan.tokens * settings.temperature)
+        sample, average = given.sample_entropy * weight, given.average_entropy * weight
+        if settings.reduce_mean is not None:
+            average = settings.reduce_mean(average)
+        terms = _token_terms(saved, given, sample, average)
+        dz, dcodebook = torch.zeros_like(tokens), torch.zeros_like(codebook, dtype=dtype)
+        buffers = Buffers(plan, tokens, dtype, 3)
+        for block in plan.blocks():
+            codes = codebook[block].to(dtype)
+            slope = None if saved.slope is None else saved.slope[block] * average
+            for rows in plan.tiles():
+                here = _TokenTerms(*(None if term is None else term[rows] for term in terms))
+                gradient = _logit_gradient(tokens[rows], upstream[rows], codes, here, sample, slope, settings, buffers)
+                dz[rows].addmm_(gradient, codes)
+                dcodebook[block].addmm_(gradient.t(), tokens[rows])
+        dcodebook.index_add_(0, saved.indices, given.soft + given.hard)
+        return dz.to(z.dtype), dcodebook.to(codebook.dtype)
+
+
+def _logit_gradient(
+    tile: Float[Tensor, "n D"],
+    upstream: Float[Tensor, "n D"],
+    codes: Float[Tensor, "k D"],
+    term: _TokenTerms,
+    sample: Float[Tensor, ""],
+    slope: Float[Tensor, " k"] | None,
+    settings: Settings,
+    buffers: Buffers,
+) -> Float[Tensor, "n k"]:
+    """Gradient of one block's logits, in one of the buffers; `slope` is already times the average's cotangent."""
+    logits, weights, gradient = (buffers.view(i, tile.shape[0], codes.shape[0]) for i in range(3))
+    torch.mm(tile, codes.t(), out=logits)
+    torch.sub(logits, term.log_normaliser, out=weights).exp_()
+    torch.mm(upstream, codes.t(), out=gradient)
+    gradient.sub_(term.pull).mul_(weights)
+    if slope is not None:
+        log_share = logits.sub_(term.maximum).mul_(1 / settings.temperature).clamp_(min=-SATURATION)
+        log_share.sub_(term.sharp_log_mass)
+        torch.exp(log_share, out=weights)
+        log_share.mul_(-sample).add_(slope).sub_(term.offset)
+        gradient.addcmul_(log_share, weights)
+    return gradient
+
+
+class SoftAssignment(torch.autograd.Function):
+    """Differentiable core: (z, codebook) -> (soft, hard, indices, sample entropy, average entropy).
+
+    `soft` and `hard` have one value and different gradients.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, codebook: Tensor, settings: Settings) -> tuple[Tensor, ...]:
+        """Search, and keep the residuals."""
+        result, residuals = forward(z, codebook, settings, soft=True)
+        ctx.settings = settings
+        ctx.save_for_backward(z, codebook, *residuals)
+        ctx.mark_non_differentiable(result.indices)
+        return result.hard, result.hard.clone(), *result[1:]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, soft: Tensor, hard: Tensor, _: Tensor, sample: Tensor, average: Tensor) -> tuple:
+        """Stream over the codes once more."""
+        z, codebook, *residuals = ctx.saved_tensors
+        given = Cotangents(soft, hard, sample, average)
+        return *backward(z, codebook, Residuals(*residuals), given, ctx.settings), None
