@@ -22,7 +22,7 @@ _LEAST_BLOCK = 256
 _LIVE_BLOCKS = 4
 _ALIGNMENT = 128
 # On a CPU a block should stay in cache; on an accelerator it should fill the device and hide kernel launches.
-_CPU_BUDGET = 32 * 2**20
+_CPU_BUDGET = 16 * 2**20
 _ACCELERATOR_BUDGET = 512 * 2**20
 
 
@@ -50,7 +50,7 @@ def plan_blocks(tokens: int, codes: int, itemsize: int, memory_budget_bytes: int
       codes: number of codes K, at least 1.
       itemsize: bytes of one logit.
       memory_budget_bytes: bound on all tokens x codes temporaries together. It does not count arrays of size N x D
-        or K x D, which are inputs, outputs and their gradients. None: 32 MiB on a CPU, 512 MiB on an accelerator.
+        or K x D, which are inputs, outputs and their gradients. None: 16 MiB on a CPU, 512 MiB on an accelerator.
 
     Raises:
       ValueError: if there are no tokens, no codes, or the budget is not positive.

@@ -76,7 +76,7 @@ def ibq(
       sample_weight: weight of the sample entropy in `entropy_loss`.
       batch_weight: weight of the average entropy in `entropy_loss`.
       memory_budget_bytes: bound on all tokens x codes temporaries together, counting every token of `z`;
-        None chooses 32 MiB on a CPU and 512 MiB on an accelerator.
+        None chooses 16 MiB on a CPU and 512 MiB on an accelerator.
 
     Raises:
       ValueError: if shapes disagree, there are no tokens or codes, or temperature or budget are not positive.
