@@ -9,6 +9,7 @@ slices: the last ones are simply smaller.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import NamedTuple
@@ -23,9 +24,9 @@ ReduceMean = Callable[[Tensor], Tensor]
 # A block narrower than this leaves matrix units idle; tokens are tiled before blocks get narrower.
 _LEAST_BLOCK = 256
 # Logits, weights and their gradient are alive together in the backward pass.
-LIVE_BLOCKS = 3
-_CACHED_BYTES = 2 * 2**20
-"""A CPU block's size: what one core's share of the caches holds."""
+_LIVE_BLOCKS = 3
+_CACHED_BYTES = 4 * 2**20
+"""A CPU block's size: small enough for a last-level cache, large enough that starting threads does not count."""
 
 
 class BlockPlan(NamedTuple):
@@ -63,7 +64,7 @@ def plan_blocks(tokens: int, codes: int, itemsize: int, memory_budget_bytes: int
         raise ValueError(f"found {tokens} tokens and {codes} codes; a quantizer needs at least one of each")
     if memory_budget_bytes < 1:
         raise ValueError(f"memory_budget_bytes is {memory_budget_bytes}; give a positive number of bytes")
-    elements = max(1, memory_budget_bytes // (itemsize * LIVE_BLOCKS))
+    elements = max(1, memory_budget_bytes // (itemsize * _LIVE_BLOCKS))
     least = min(codes, _LEAST_BLOCK)
     tile = _even(tokens, min(tokens, max(1, elements // least)))
     block = min(codes, max(1, elements // tile))
@@ -101,6 +102,28 @@ def row_argmax(x: Float[Tensor, "n k"]) -> tuple[Float[Tensor, " n"], Int[Tensor
     return maximum, winner * group + _first(candidates, maximum)
 
 
+def exp_(exponents: Float[Tensor, "n k"], out: Tensor | None = None) -> Float[Tensor, "n k"]:
+    """Exponential, of numbers that are first bounded below in place so that no result is subnormal.
+
+    Such a result is nothing next to the terms near 1 that it is added to, but takes a CPU twenty times as long. Bounded
+    `exponents` also stay finite, so that their product with the result is never not-a-number.
+    """
+    exponents.clamp_(min=_least_exponent(exponents.dtype))
+    return torch.exp(exponents, out=exponents if out is None else out)
+
+
+def active_rows(exponents: Float[Tensor, " n"]) -> Int[Tensor, " m"] | None:
+    """Rows of a block that have anything to add, from each row's largest exponent; None stands for all of them.
+
+    A sharp softmax leaves most codes of most tokens with nothing, and a CPU then skips whole rows of a block. Counting
+    them would stall an accelerator, which therefore computes every row.
+    """
+    if exponents.device.type != "cpu":
+        return None
+    rows = (~(exponents < _least_exponent(exponents.dtype))).nonzero().flatten()
+    return rows if 2 * rows.shape[0] <= exponents.shape[0] else None
+
+
 def in_full_precision(tensor: Tensor) -> AbstractContextManager[None]:
     """Switch autocast off: the matrix products of a quantizer keep the precision of their operands."""
     return torch.autocast(device_type=tensor.device.type, enabled=False)
@@ -112,6 +135,10 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype
+
+
+def _least_exponent(dtype: torch.dtype) -> float:
+    return math.log(torch.finfo(dtype).tiny) + 1
 
 
 def _first(x: Float[Tensor, "n k"], value: Float[Tensor, " n"]) -> Int[Tensor, " n"]:

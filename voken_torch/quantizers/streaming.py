@@ -20,13 +20,14 @@ from voken_torch.quantizers.blocks import (
     BlockPlan,
     Buffers,
     ReduceMean,
+    active_rows,
     compute_dtype,
+    exp_,
     in_full_precision,
     plan_blocks,
     row_argmax,
 )
 from voken_torch.quantizers.entropy import (
-    SATURATION,
     average_entropy,
     average_entropy_constant,
     average_entropy_slope,
@@ -90,9 +91,13 @@ class _Search:
         self.winner = torch.zeros(count, dtype=torch.int64, device=tile.device)
         self.mass, self.sharp_mass, self.sharp_moment = tile.new_zeros(3, count)
         self.expectation = torch.zeros_like(tile) if soft else None
+        self.block_maxima: list[Tensor] = []
 
-    def visit(self, codes: Float[Tensor, "k D"], start: int, logits: Tensor, weights: Tensor) -> None:
-        """Take in one block of codes, the first of which has the number `start`; the last two are working memory."""
+    def visit(self, codes: Float[Tensor, "k D"], start: int, logits: Tensor, weights: Tensor) -> Tensor:
+        """Take in one block of codes, the first of which has the number `start`; the last two are working memory.
+
+        Returns the block's largest logit of every token.
+        """
         torch.mm(self.tile, codes.t(), out=logits)
         block_maximum, block_index = row_argmax(logits)
         maximum = torch.maximum(self.maximum, block_maximum)
@@ -100,20 +105,20 @@ class _Search:
         if self.soft or self.settings.use_entropy:
             logits.sub_(maximum[:, None])
         if self.soft:
-            torch.exp(logits, out=weights)
+            exp_(logits, out=weights)
             scale = torch.exp(self.maximum - maximum)
             self.mass.mul_(scale).add_(weights.sum(dim=1))
             self.expectation.mul_(scale[:, None]).addmm_(weights, codes)
         if self.settings.use_entropy:
             self._visit_sharp(maximum, logits, weights)
         self.maximum = maximum
+        return block_maximum
 
     def _visit_sharp(self, maximum: Float[Tensor, " n"], shifted: Tensor, weights: Tensor) -> None:
         inverse = 1 / self.settings.temperature
-        shift = ((self.maximum - maximum) * inverse).clamp_(min=-SATURATION)
-        factor = torch.exp(shift)
-        shifted.mul_(inverse).clamp_(min=-SATURATION)
-        torch.exp(shifted, out=weights)
+        shift = (self.maximum - maximum) * inverse
+        factor = exp_(shift, out=torch.empty_like(shift))
+        exp_(shifted.mul_(inverse), out=weights)
         self.sharp_moment.add_(self.sharp_mass * shift).mul_(factor)
         self.sharp_mass.mul_(factor).add_(weights.sum(dim=1))
         self.sharp_moment.add_(shifted.mul_(weights).sum(dim=1))
@@ -148,7 +153,10 @@ def forward(
             moment = torch.cat([search.sharp_moment for search in found])
             log_mass = sharp_mass.log()
             entropy = log_mass - moment / sharp_mass
-            value, slope, slope_mean = _average_pass(z, codebook, maximum, log_mass, plan, settings, soft, buffers)
+            maxima = [torch.stack(search.block_maxima) for search in found if search.block_maxima]
+            block_maxima = torch.cat(maxima, dim=1) if maxima else None
+            sharp = _Sharp(z, maximum, log_mass, block_maxima, 1 / settings.temperature, buffers)
+            value, slope, slope_mean = _average_pass(sharp, codebook, plan, settings.reduce_mean, soft)
             result = result._replace(sample_entropy=entropy.mean(), average_entropy=value)
             if residuals is not None:
                 residuals = residuals._replace(
@@ -161,48 +169,73 @@ def _search(
     tile: Tensor, codebook: Tensor, plan: BlockPlan, settings: Settings, soft: bool, buffers: Buffers
 ) -> _Search:
     search = _Search(tile, settings, soft)
+    # Worth their memory only where rows can be left out.
+    elements = settings.memory_budget_bytes // tile.element_size()
+    keep = tile.device.type == "cpu" and settings.use_entropy and plan.tokens * len(list(plan.blocks())) <= elements
     for block in plan.blocks():
         codes = codebook[block].to(tile.dtype)
         logits, weights = (buffers.view(i, tile.shape[0], codes.shape[0]) for i in range(2))
-        search.visit(codes, block.start, logits, weights)
+        block_maximum = search.visit(codes, block.start, logits, weights)
+        if keep:
+            search.block_maxima.append(block_maximum)
     return search
 
 
+class _Sharp(NamedTuple):
+    """The sharp softmax q of all tokens, block by block.
+
+    Attributes:
+        z: tokens in the dtype of the logits.
+        maximum, log_mass: largest logit, and logarithm of the sum of exp((logit - maximum) / temperature).
+        block_maxima: largest logit of every token in every block, or None where that would not fit the budget.
+    """
+
+    z: Float[Tensor, "N D"]
+    maximum: Float[Tensor, " N"]
+    log_mass: Float[Tensor, " N"]
+    block_maxima: Float[Tensor, "blocks N"] | None
+    inverse_temperature: float
+    buffers: Buffers
+
+    def rows(self, tile: slice, number: int) -> slice | Int[Tensor, " m"]:
+        """The tokens of a tile to which block `number` matters."""
+        if self.block_maxima is None:
+            return tile
+        exponents = (self.block_maxima[number, tile] - self.maximum[tile]) * self.inverse_temperature
+        active = active_rows(exponents - self.log_mass[tile])
+        return tile if active is None else active + tile.start
+
+    def shares(self, rows: slice | Int[Tensor, " m"], codes: Float[Tensor, "k D"]) -> Float[Tensor, "m k"]:
+        """The shares q of these tokens and codes, in a buffer."""
+        tokens = self.z[rows]
+        share = torch.mm(tokens, codes.t(), out=self.buffers.view(0, tokens.shape[0], codes.shape[0]))
+        share.sub_(self.maximum[rows][:, None]).mul_(self.inverse_temperature).sub_(self.log_mass[rows][:, None])
+        return exp_(share)
+
+
 def _average_pass(
-    z: Float[Tensor, "N D"],
-    codebook: Float[Tensor, "K D"],
-    maximum: Float[Tensor, " N"],
-    log_mass: Float[Tensor, " N"],
-    plan: BlockPlan,
-    settings: Settings,
-    slopes: bool,
-    buffers: Buffers,
+    sharp: _Sharp, codebook: Float[Tensor, "K D"], plan: BlockPlan, reduce_mean: ReduceMean | None, slopes: bool
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " K"], Float[Tensor, " N"]]:
     """Second pass: the entropy of the average of q, its slope per code and the slope's mean under each token's q."""
-    total = z.new_zeros(())
-    slope, slope_mean = z.new_empty(plan.codes), torch.zeros_like(maximum)
-
-    def sharp(rows: slice, codes: Tensor) -> Tensor:
-        share = torch.mm(z[rows], codes.t(), out=buffers.view(0, z[rows].shape[0], codes.shape[0]))
-        share.sub_(maximum[rows, None]).mul_(1 / settings.temperature).sub_(log_mass[rows, None])
-        return share.exp_()
-
-    for block in plan.blocks():
-        codes = codebook[block].to(z.dtype)
-        average, share = z.new_zeros(codes.shape[0]), None
-        for rows in plan.tiles():
-            share = sharp(rows, codes)
+    total = sharp.z.new_zeros(())
+    slope, slope_mean = sharp.z.new_empty(plan.codes), torch.zeros_like(sharp.maximum)
+    for number, block in enumerate(plan.blocks()):
+        codes, share = codebook[block].to(sharp.z.dtype), None
+        tiles = [sharp.rows(tile, number) for tile in plan.tiles()]
+        average = sharp.z.new_zeros(codes.shape[0])
+        for rows in tiles:
+            share = sharp.shares(rows, codes)
             average += share.sum(dim=0)
         average /= plan.tokens
-        if settings.reduce_mean is not None:
-            average = settings.reduce_mean(average)
+        if reduce_mean is not None:
+            average = reduce_mean(average)
         total += average_entropy(average)
         if slopes:
             slope[block] = average_entropy_slope(average)
-            for rows in plan.tiles():
+            for rows in tiles:
                 # One tile's shares are still in the buffer.
-                share = share if plan.tile >= plan.tokens else sharp(rows, codes)
-                slope_mean[rows].addmv_(share, slope[block])
+                share = share if len(tiles) == 1 else sharp.shares(rows, codes)
+                slope_mean[rows] += torch.mv(share, slope[block])
     return total + average_entropy_constant(), slope, slope_mean
 
 
@@ -244,7 +277,7 @@ def backward(
         if settings.reduce_mean is not None:
             average = settings.reduce_mean(average)
         terms = _token_terms(saved, given, sample, average)
-        dz, dcodebook = torch.zeros_like(tokens), torch.zeros_like(codebook, dtype=dtype)
+        dz, dcodebook = torch.zeros_like(tokens), torch.empty_like(codebook, dtype=dtype)
         buffers = Buffers(plan, tokens, dtype, 3)
         for block in plan.blocks():
             codes = codebook[block].to(dtype)
@@ -253,7 +286,8 @@ def backward(
                 here = _TokenTerms(*(None if term is None else term[rows] for term in terms))
                 gradient = _logit_gradient(tokens[rows], upstream[rows], codes, here, sample, slope, settings, buffers)
                 dz[rows].addmm_(gradient, codes)
-                dcodebook[block].addmm_(gradient.t(), tokens[rows])
+                # beta 0 writes, so the gradient need not be cleared beforehand.
+                dcodebook[block].addmm_(gradient.t(), tokens[rows], beta=0 if rows.start == 0 else 1)
         dcodebook.index_add_(0, saved.indices, given.soft + given.hard)
         return dz.to(z.dtype), dcodebook.to(codebook.dtype)
 
@@ -271,16 +305,22 @@ def _logit_gradient(
     """Gradient of one block's logits, in one of the buffers; `slope` is already times the average's cotangent."""
     logits, weights, gradient = (buffers.view(i, tile.shape[0], codes.shape[0]) for i in range(3))
     torch.mm(tile, codes.t(), out=logits)
-    torch.sub(logits, term.log_normaliser, out=weights).exp_()
+    exp_(torch.sub(logits, term.log_normaliser, out=weights))
     torch.mm(upstream, codes.t(), out=gradient)
     gradient.sub_(term.pull).mul_(weights)
-    if slope is not None:
-        log_share = logits.sub_(term.maximum).mul_(1 / settings.temperature).clamp_(min=-SATURATION)
-        log_share.sub_(term.sharp_log_mass)
-        torch.exp(log_share, out=weights)
-        log_share.mul_(-sample).add_(slope).sub_(term.offset)
-        gradient.addcmul_(log_share, weights)
-    return gradient
+    if slope is None:
+        return gradient
+    exponent = (logits.amax(dim=1) - term.maximum[:, 0]) / settings.temperature - term.sharp_log_mass[:, 0]
+    rows = active_rows(exponent)
+    if rows is not None:
+        logits, weights = logits[rows], weights[: rows.shape[0]]
+        term = _TokenTerms(*(column[rows] for column in term))
+    log_share = logits.sub_(term.maximum).mul_(1 / settings.temperature).sub_(term.sharp_log_mass)
+    exp_(log_share, out=weights)
+    log_share.mul_(-sample).add_(slope).sub_(term.offset)
+    if rows is None:
+        return gradient.addcmul_(log_share, weights)
+    return gradient.index_add_(0, rows, log_share.mul_(weights))
 
 
 class SoftAssignment(torch.autograd.Function):
