@@ -1,0 +1,1 @@
+"""Networks: autoencoders, discriminators and LPIPS, under the parameter names of the published checkpoints."""

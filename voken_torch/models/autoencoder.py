@@ -1,0 +1,61 @@
+"""The image autoencoder around a quantizer: encoder, quantizer parameters if any, decoder, under the published names.
+
+Images are channels first, as PyTorch's networks are; latents and codes are code dimension last, as the quantizers take
+them in both frameworks. Shape legend: B batch, H/W pixels, h/w tokens, D code dimension, K codes, C features.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from voken_common.schema import LFQConfig, ModelConfig, QuantizerConfig
+from voken_torch.models import magvit2, vqgan
+from voken_torch.models.layers import Policy, at_least_float32, conv
+
+
+def build_codebook(config: QuantizerConfig) -> nn.Embedding:
+    """The learned codes: standard normal for IBQ, uniform in +-1/K for VQ."""
+    codebook = nn.Embedding(config.codebook_size, config.code_dim)
+    if config.kind == "vq":
+        nn.init.uniform_(codebook.weight, -1 / config.codebook_size, 1 / config.codebook_size)
+    return codebook
+
+
+class Autoencoder(nn.Module):
+    """Encoder and decoder; the quantizer itself is a function that the caller applies in between."""
+
+    def __init__(self, model: ModelConfig, quantizer: QuantizerConfig, policy: Policy | None = None):
+        super().__init__()
+        policy = policy or Policy()
+        network = magvit2 if model.network == "magvit2" else vqgan
+        self.encoder = network.Encoder(model, policy)
+        self.decoder = network.Decoder(model, policy)
+        self.stochastic = model.dropout > 0
+        if not isinstance(quantizer, LFQConfig):
+            self.quantize = nn.ModuleDict({"embedding": build_codebook(quantizer)})
+            self.quant_conv = conv(model.z_channels, quantizer.code_dim, 1)
+            self.post_quant_conv = conv(quantizer.code_dim, model.z_channels, 1)
+
+    @property
+    def codebook(self) -> Float[Tensor, "K D"] | None:
+        """The learned codes in parameter precision, or None (LFQ)."""
+        return self.quantize["embedding"].weight if hasattr(self, "quantize") else None
+
+    def encode(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
+        """Latents before quantization; x in [-1, 1]."""
+        latents = self.encoder(x)
+        if hasattr(self, "quant_conv"):
+            latents = self.quant_conv(latents)
+        return latents.movedim(1, -1)
+
+    def features(self, codes: Float[Tensor, "B h w D"]) -> Float[Tensor, "B C H W"]:
+        """What the decoder's last convolution sees."""
+        codes = codes.movedim(-1, 1)
+        if hasattr(self, "post_quant_conv"):
+            codes = self.post_quant_conv(codes)
+        return self.decoder.features(codes)
+
+    def decode(self, codes: Float[Tensor, "B h w D"]) -> Float[Tensor, "B 3 H W"]:
+        """Images, unclamped, in float32 at least."""
+        return at_least_float32(self.decoder.conv_out(self.features(codes)))

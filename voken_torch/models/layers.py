@@ -1,0 +1,85 @@
+"""Layers shared by the networks: convolution, group norm, resampling, attention.
+
+Weights and biases of convolutions and linear layers start as PyTorch's own defaults, uniform in +-1/sqrt(fan_in).
+Shape legend: B batch, H/W height and width, C channels, S any spatial axes, L positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Attention = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+"""(q, k, v, scale) -> mixed values, each (B, L, C), one head."""
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Widen half precision; float32 and float64 stay."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def plain_attention(
+    q: Float[Tensor, "B L C"], k: Float[Tensor, "B M C"], v: Float[Tensor, "B M C"], scale: float
+) -> Float[Tensor, "B L C"]:
+    """Softmax attention with one head, the softmax in float32 at least."""
+    logits = at_least_float32(torch.bmm(q, k.transpose(1, 2))) * scale
+    return torch.bmm(logits.softmax(dim=-1).to(v.dtype), v)
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """How networks compute, whatever they compute.
+
+    Attributes:
+        remat: recompute blocks in the backward pass instead of keeping their activations.
+        attention: the plain computation, or a device's fused one.
+    """
+
+    remat: bool = False
+    attention: Attention = plain_attention
+
+
+def conv(
+    in_channels: int, out_channels: int, size: int, *, stride: int = 1, bias: bool = True, padding: int | None = None
+) -> nn.Conv2d:
+    """2-D convolution; `padding` defaults to size // 2 on every side."""
+    padding = size // 2 if padding is None else padding
+    return nn.Conv2d(in_channels, out_channels, size, stride=stride, padding=padding, bias=bias)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm with scale and bias; 32 groups, epsilon 1e-6 unless said otherwise; in float32 at least."""
+
+    def __init__(self, channels: int, *, groups: int = 32, epsilon: float = 1e-6):
+        super().__init__(groups, channels, eps=epsilon)
+
+    def forward(self, x: Float[Tensor, "B C *S"]) -> Float[Tensor, "B C *S"]:
+        """Same shape and dtype."""
+        return super().forward(at_least_float32(x)).to(x.dtype)
+
+
+def depth_to_space(x: Float[Tensor, "B 4C H W"]) -> Float[Tensor, "B C 2H 2W"]:
+    """Channels (row offset, column offset, C) to pixels: out[c, 2h+i, 2w+j] = in[(2i + j)C + c, h, w]."""
+    batch, channels, height, width = x.shape
+    parts = x.reshape(batch, 2, 2, channels // 4, height, width)
+    return parts.permute(0, 3, 4, 1, 5, 2).reshape(batch, channels // 4, 2 * height, 2 * width)
+
+
+def upsample_nearest(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C 2H 2W"]:
+    """Every pixel twice along both sides."""
+    return F.interpolate(x, size=(2 * x.shape[2], 2 * x.shape[3]), mode="nearest")
+
+
+def checkpointed(module: nn.Module, x: Tensor, remat: bool) -> Tensor:
+    """`module(x)`, its activations recomputed in the backward pass where `remat`."""
+    if not (remat and torch.is_grad_enabled()):
+        return module(x)
+    result: Any = checkpoint(module, x, use_reentrant=False)
+    return result
