@@ -5,6 +5,7 @@ Shape legend: B batch, h/w tokens, D code dimension, K codes.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from voken_common.schema import IBQConfig, LFQConfig, QuantizerConfig
 from voken_jax.models.layers import at_least_float32
 from voken_jax.quantizers.ibq import ibq, ibq_encode
 from voken_jax.quantizers.lfq import indices_to_codes, lfq, lfq_indices
+from voken_jax.quantizers.sharded import ibq_sharded
 from voken_jax.quantizers.vq import vq, vq_encode
 
 MIB = 2**20
@@ -64,7 +66,9 @@ def quantize(
 
 
 def _ibq(config: IBQConfig, latents: Float[Array, "B h w D"], codebook: Codebook, mesh: Mesh | None) -> Quantized:
-    out = ibq(
+    split = config.shard_codes and mesh is not None and mesh.shape["model"] > 1
+    run = functools.partial(ibq_sharded, mesh=mesh) if split else ibq
+    out = run(
         latents,
         codebook,
         beta=config.beta,
@@ -102,3 +106,10 @@ def lookup(config: QuantizerConfig, indices: Int[Array, "B h w"], codebook: Code
     if isinstance(config, LFQConfig):
         return indices_to_codes(indices, config.code_dim)
     return jnp.take(codebook, indices, axis=0)
+
+
+def code_indices(config: QuantizerConfig, codes: Float[Array, "B h w D"], codebook: Codebook) -> Int[Array, "B h w"]:
+    """Ids of exact codes, the inverse of `lookup`: nearest by distance, which an inner product need not be."""
+    if isinstance(config, LFQConfig):
+        return lfq_indices(codes)
+    return vq_encode(codes, codebook, memory_budget_bytes=config.memory_budget_mb * MIB)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
@@ -97,7 +97,8 @@ class TokenizerStep:
             in_shardings=(shardings, batch_sharding(mesh), None),
             out_shardings=(shardings, replicated(mesh)),
         )
-        self._frozen = {} if perceptual is None else jax.device_put(perceptual.weights, replicated(mesh))
+        whole = replicated(mesh)
+        self._frozen = {} if perceptual is None else jax.tree.map(lambda w: _placed(w, whole), perceptual.weights)
 
     def __call__(self, state: TrainState, images: Images) -> tuple[TrainState, Metrics]:
         """Images in [-1, 1]; the state passed in is consumed. Metrics stay on the device."""
@@ -320,6 +321,13 @@ class _Task:
 
         grads, (carry, logs) = jax.grad(loss, has_aux=True)(self.state.discriminator)
         return carry, grads, logs
+
+
+def _placed(weight: Any, sharding: NamedSharding) -> Any:
+    """A weight on the mesh; a shape (for a dry run) with its sharding."""
+    if isinstance(weight, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(weight.shape, weight.dtype, sharding=sharding)
+    return jax.device_put(weight, sharding)
 
 
 def _keep_if_finite(old: TrainState, new: TrainState, metrics: Metrics) -> TrainState:

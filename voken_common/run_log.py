@@ -1,0 +1,98 @@
+"""What a run tells its user: TensorBoard scalars and pictures, a progress bar, and messages that do not break it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from voken_common.visual import save_png
+
+logger = logging.getLogger("voken")
+
+
+class RunLog:
+    """Writer and progress bar of one run; a context manager.
+
+    Args:
+        workdir: event files go to `tensorboard/`, pictures to `pictures/`.
+        total_steps: length of the run.
+        first_step: where it continues.
+        images_per_step: global batch size, for the rate.
+        enabled: False on all processes but the first: nothing is written or shown.
+    """
+
+    def __init__(
+        self, workdir: str | Path, *, total_steps: int, first_step: int, images_per_step: int, enabled: bool = True
+    ):
+        self._workdir, self._enabled, self._images = Path(workdir), enabled, images_per_step
+        self._writer = _event_writer(self._workdir / "tensorboard") if enabled else None
+        self._bar = tqdm(
+            total=total_steps,
+            initial=first_step,
+            unit="step",
+            disable=not enabled,
+            dynamic_ncols=True,
+            smoothing=0.05,
+            mininterval=0.5 if sys.stderr.isatty() else 15.0,
+        )
+        self._last = (time.perf_counter(), first_step)
+
+    def advance(self) -> None:
+        """One step more."""
+        self._bar.update()
+
+    def scalars(self, step: int, values: Mapping[str, float], prefix: str = "") -> None:
+        """Numbers for TensorBoard."""
+        if self._writer:
+            for name, value in values.items():
+                self._writer.add_scalar(prefix + name, value, step)
+
+    def training(self, step: int, values: Mapping[str, float], shown: tuple[str, ...]) -> None:
+        """Training scalars with the rate since the last call; `shown` ones go to the progress bar too."""
+        now, (then, since) = time.perf_counter(), self._last
+        rate = (step - since) * self._images / max(now - then, 1e-9)
+        self._last = (now, step)
+        self.scalars(step, {**values, "images_per_second": rate}, prefix="train/")
+        texts = [f"{name}={values[name]:.4g}" for name in shown if name in values]
+        self._bar.set_postfix_str(" ".join([f"{rate:.1f} images/s", *texts]), refresh=False)
+
+    def pause(self) -> None:
+        """Leave the time until now out of the next rate: validation and saving are not training."""
+        self._last = (time.perf_counter(), self._bar.n)
+
+    def picture(self, step: int, name: str, picture: UInt8[np.ndarray, "h w 3"]) -> None:
+        """A picture for TensorBoard, and as `pictures/<name>_<step>.png`."""
+        if self._writer:
+            self._writer.add_image(name, picture, step, dataformats="HWC")
+            save_png(self._workdir / "pictures" / f"{name}_{step:08d}.png", picture)
+
+    def message(self, text: str) -> None:
+        """A line above the progress bar."""
+        if self._enabled:
+            tqdm.write(text, file=sys.stderr)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        if self._writer:
+            self._writer.close()
+
+
+def _event_writer(folder: Path) -> Any:
+    # Imported late: tensorboardX loads torch where it is installed.
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(folder))

@@ -1,0 +1,186 @@
+"""Checkpoints that explain themselves: weights, optimizer state, data position and configuration of one step, together.
+
+A step is a folder of named items, so that a reader takes only what it needs: `generator_ema` and `generator` (flat
+dictionaries of weights), `rest` (everything else of the TrainState), `data` (the iterator) and `meta` (configuration,
+step, metrics). Orbax writes a step under a temporary name and renames it when it is whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from voken_common.config import Config, from_json
+from voken_common.schema import CheckpointConfig
+from voken_jax.state import TrainState
+
+logger = logging.getLogger("voken")
+
+FOLDER = "checkpoints"
+LAYOUT = 1
+LOWER_IS_BETTER = ("l1", "lpips")
+Weights = Literal["ema", "raw"]
+ITEMS: dict[str, str] = {"ema": "generator_ema", "raw": "generator"}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, or is not what the caller needs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Meta:
+    """What a step says about itself."""
+
+    config: Config
+    step: int
+    metrics: dict[str, float]
+
+
+class Checkpoints:
+    """The steps kept in one work directory.
+
+    Args:
+        workdir: its `checkpoints` folder is used.
+        config: how many to keep, and by which metric the best are chosen.
+    """
+
+    def __init__(self, workdir: str | Path, config: CheckpointConfig):
+        metric, keep = config.best_metric, checkpoint_managers.preservation_policy
+        policies: list[Any] = [keep.LatestN(config.keep_last)]
+        if config.keep_best:
+            policies.append(
+                keep.BestN(
+                    get_metric_fn=lambda metrics: metrics[metric],
+                    reverse=metric in LOWER_IS_BETTER,
+                    n=config.keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=keep.AnyPreservationPolicy(policies),
+            # On the CPU arrays are not copied before the next step's donation may overwrite them.
+            enable_async_checkpointing=jax.default_backend() != "cpu",
+        )
+        self._manager = ocp.CheckpointManager(Path(workdir).absolute() / FOLDER, options=options)
+        self._metric = metric
+
+    def latest_step(self) -> int | None:
+        """The newest step on disk, or None."""
+        return self._manager.latest_step()
+
+    def save(
+        self, state: TrainState, config: Config, iterator: grain.DatasetIterator, metrics: dict[str, float]
+    ) -> None:
+        """Write the current step, then drop what need not be kept. Returns when the state may be donated."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        fields = _fields(state)
+        meta = {"layout": LAYOUT, "step": step, "metrics": metrics, "config": config.model_dump(mode="json")}
+        items = ocp.args.Composite(
+            generator=ocp.args.StandardSave(fields.pop("generator")),
+            generator_ema=ocp.args.StandardSave(fields.pop("generator_ema")),
+            rest=ocp.args.StandardSave(fields),
+            data=grain.checkpoint.CheckpointSave(iterator),
+            meta=ocp.args.JsonSave(meta),
+        )
+        self._manager.save(step, args=items, metrics=metrics if self._metric in metrics else None)
+
+    def restore(self, abstract: TrainState, iterator: grain.DatasetIterator) -> TrainState:
+        """The newest step, onto the shapes and shardings of `abstract`; the iterator is moved to its position."""
+        fields = _fields(abstract)
+        restored = self._manager.restore(
+            self._manager.latest_step(),
+            args=ocp.args.Composite(
+                generator=ocp.args.StandardRestore(fields.pop("generator")),
+                generator_ema=ocp.args.StandardRestore(fields.pop("generator_ema")),
+                rest=ocp.args.StandardRestore(fields),
+                data=grain.checkpoint.CheckpointRestore(iterator),
+            ),
+        )
+        return TrainState(**restored.rest, generator=restored.generator, generator_ema=restored.generator_ema)
+
+    def meta(self, step: int) -> Meta:
+        """What a step on disk says about itself."""
+        return read_meta(Path(self._manager.directory) / str(step))
+
+    def close(self) -> None:
+        """Wait for writes under way."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def find_step(checkpoint: str | Path, step: int | Literal["latest", "best"] = "latest") -> Path:
+    """The folder of one step.
+
+    Args:
+        checkpoint: a work directory, its `checkpoints` folder, or the folder of one step.
+        step: a number, `latest`, or `best` by the run's own metric.
+
+    Raises:
+        CheckpointError: nothing there, or not that step.
+    """
+    path = Path(checkpoint)
+    if (path / "meta").is_dir():
+        return path
+    root = path / FOLDER if (path / FOLDER).is_dir() else path
+    steps = {int(p.name): p for p in root.glob("*") if p.name.isdecimal() and (p / "meta").is_dir()}
+    if not steps:
+        found = ", ".join(sorted(p.name for p in path.glob("*"))[:8]) if path.is_dir() else "no such folder"
+        raise CheckpointError(
+            f"no checkpoint in {path} (found: {found or 'an empty folder'}); expected a work directory with "
+            f"{FOLDER}/<step>/meta as `python -m voken_jax.train` writes it"
+        )
+    if step == "latest":
+        return steps[max(steps)]
+    if step == "best":
+        return _best(steps)
+    if step not in steps:
+        raise CheckpointError(f"step {step} is not in {root}: the steps there are {sorted(steps)}")
+    return steps[step]
+
+
+def read_meta(step_folder: Path) -> Meta:
+    """Configuration, step and metrics of a step folder."""
+    file = step_folder / "meta" / "metadata"
+    try:
+        meta = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); the step is damaged, use another one") from error
+    if meta.get("layout") != LAYOUT:
+        raise CheckpointError(f"{file} has layout {meta.get('layout')}, this version reads layout {LAYOUT}")
+    return Meta(from_json(json.dumps(meta["config"]), origin=str(file)), meta["step"], meta["metrics"])
+
+
+def load_generator(step_folder: Path, abstract: dict[str, Any], weights: Weights = "ema") -> dict[str, jax.Array]:
+    """The generator's weights of a step folder, and nothing else of it.
+
+    Args:
+        step_folder: as `find_step` gives it.
+        abstract: name -> ShapeDtypeStruct of what the network needs; more or less on disk is an error.
+        weights: `ema` (averages) or `raw`.
+    """
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(step_folder.absolute() / ITEMS[weights], abstract)
+
+
+def _fields(state: TrainState) -> dict[str, Any]:
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+
+
+def _best(steps: dict[int, Path]) -> Path:
+    metas = {step: read_meta(path) for step, path in steps.items()}
+    metric = metas[max(metas)].config.checkpoint.best_metric
+    scored = {step: meta.metrics[metric] for step, meta in metas.items() if metric in meta.metrics}
+    if not scored:
+        raise CheckpointError(f"no step of {sorted(steps)} was validated, so none is the best by {metric}; use latest")
+    choose = min if metric in LOWER_IS_BETTER else max
+    return steps[choose(scored, key=lambda step: scored[step])]

@@ -1,0 +1,62 @@
+"""Train a tokenizer: `python -m voken_jax.train --config FILE [--workdir DIR] [--set key=value ...]`.
+
+The same command continues an interrupted run. Ctrl-C (or SIGTERM) ends the current step, writes a checkpoint and stops.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m voken_jax.train", description=__doc__)
+    parser.add_argument("--config", required=True, help="YAML file, for example configs/quickstart_lfq.yaml")
+    parser.add_argument("--workdir", help="where everything is written; default runs/<name of the configuration>")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a setting"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="build and compile, report parameters, memory and FLOPs, train nothing"
+    )
+    parser.add_argument("--cpu-devices", type=int, metavar="N", help="use N simulated CPU devices instead of real ones")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 done or stopped on request, 2 for input that cannot be used, 3 for a run that diverged."""
+    options = parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    import jax
+
+    if options.cpu_devices:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", options.cpu_devices)
+
+    from voken_common.config import load_config
+    from voken_jax.dry_run import dry_run
+    from voken_jax.trainer import NonFiniteError, train
+
+    try:
+        config = load_config(options.config, options.overrides)
+        if options.dry_run:
+            dry_run(config)
+        else:
+            train(config, Path(options.workdir or Path("runs") / config.name))
+    except NonFiniteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except (ValueError, OSError, RuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Evaluation of a tokenizer on held-out images: L1, PSNR, LPIPS when weights exist, codebook usage, and pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from voken_common.data.pipeline import ValidationBatches
+from voken_common.metrics import Average, psnr
+from voken_common.schema import Config
+from voken_jax.models.functional import Network, Weights
+from voken_jax.quantization import encode_indices, lookup
+from voken_jax.quantizers.statistics import (
+    CodebookStatistics,
+    init_statistics,
+    perplexity,
+    update_statistics,
+    usage,
+)
+from voken_jax.sharding import batch_sharding, replicated
+from voken_jax.tokenizer_step import Perceptual
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """Metrics over all images, the first few of them with their reconstructions (in [-1, 1]), and code counts."""
+
+    metrics: dict[str, float]
+    originals: np.ndarray
+    reconstructions: np.ndarray
+    counts: np.ndarray
+
+
+class Validator:
+    """Compiled evaluation of one configuration on one mesh."""
+
+    def __init__(self, config: Config, autoencoder: Network, mesh: Mesh, perceptual: Perceptual | None):
+        self._config, self._autoencoder, self._mesh = config, autoencoder, mesh
+        self._perceptual = perceptual
+        self._frozen = {} if perceptual is None else jax.device_put(perceptual.weights, replicated(mesh))
+        self._program = jax.jit(self._evaluate, donate_argnums=1)
+
+    def __call__(self, weights: Weights, batches: ValidationBatches) -> Validation:
+        """Evaluate `weights`; padding and undecodable images are left out of every mean."""
+        averages: dict[str, Average] = {}
+        statistics = init_statistics(self._config.quantizer.codebook_size)
+        originals, pictures = [], []
+        for batch in batches:
+            arrays = {k: self._to_devices(batch[k]) for k in ("image", "mask")}
+            statistics, images, values = self._program(weights, statistics, arrays, self._frozen)
+            present = batch["mask"] > 0
+            reconstructions = np.asarray(images)[present]
+            values = {name: np.asarray(value)[present] for name, value in values.items()}
+            values["psnr"] = psnr(batch["image"][present], reconstructions)
+            for name, value in values.items():
+                averages.setdefault(name, Average()).update(value)
+            if sum(map(len, originals)) < self._config.validation.pictures:
+                originals.append(batch["image"][present])
+                pictures.append(reconstructions)
+        metrics = {name: average.mean for name, average in averages.items()}
+        metrics["codebook_usage"] = float(usage(statistics))
+        metrics["codebook_perplexity"] = float(perplexity(statistics))
+        shown = slice(self._config.validation.pictures)
+        return Validation(
+            metrics, np.concatenate(originals)[shown], np.concatenate(pictures)[shown], np.asarray(statistics.counts)
+        )
+
+    def _to_devices(self, local: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(batch_sharding(self._mesh), local)
+
+    def _evaluate(
+        self, weights: Weights, statistics: CodebookStatistics, batch: dict[str, jax.Array], frozen: Weights
+    ) -> tuple[CodebookStatistics, jax.Array, dict[str, Any]]:
+        model, quantizer = self._autoencoder.bind(weights), self._config.quantizer
+        ids = encode_indices(quantizer, model.encode(batch["image"]), model.codebook)
+        images = jnp.clip(model.decode(lookup(quantizer, ids, model.codebook)), -1.0, 1.0)
+        values = {"l1": jnp.abs(images - batch["image"]).mean(axis=(1, 2, 3))}
+        if self._perceptual is not None:
+            values["lpips"] = self._perceptual.network.bind(frozen)(batch["image"], images)
+        counted = jnp.where(batch["mask"][:, None, None] > 0, ids, -1)
+        return update_statistics(statistics, counted), images, values
