@@ -44,7 +44,7 @@ class RunLog:
             smoothing=0.05,
             mininterval=0.5 if sys.stderr.isatty() else 15.0,
         )
-        self._last = (time.perf_counter(), first_step)
+        self._last: tuple[float, float] = (time.perf_counter(), first_step)
 
     def advance(self) -> None:
         """One step more."""

@@ -18,8 +18,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from voken_common.config import Config, from_json
-from voken_common.schema import CheckpointConfig
+from voken_common.config import from_json
+from voken_common.schema import CheckpointConfig, Config
 from voken_jax.state import TrainState
 
 logger = logging.getLogger("voken")

@@ -38,7 +38,8 @@ def dry_run(config: Config) -> dict[str, float]:
     shape = (config.training.batch_size, side, side, config.model.image_channels)
     images = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=batch_sharding(mesh))
     compiled = step.lower(state, images).compile()
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    memory: Any = compiled.memory_analysis()
+    cost = compiled.cost_analysis() or {}
     codebook = state.generator.get("quantize.embedding.embedding")
     report = {
         "generator_parameters": _size(state.generator),

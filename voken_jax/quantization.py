@@ -6,6 +6,7 @@ Shape legend: B batch, h/w tokens, D code dimension, K codes.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from voken_common.schema import IBQConfig, LFQConfig, QuantizerConfig
 from voken_jax.models.layers import at_least_float32
-from voken_jax.quantizers.ibq import ibq, ibq_encode
+from voken_jax.quantizers.ibq import IBQOutput, ibq, ibq_encode
 from voken_jax.quantizers.lfq import indices_to_codes, lfq, lfq_indices
 from voken_jax.quantizers.sharded import ibq_sharded
 from voken_jax.quantizers.vq import vq, vq_encode
@@ -54,23 +55,24 @@ def quantize(
         return Quantized(out.quantized, out.indices, terms)
     if isinstance(config, IBQConfig):
         return _ibq(config, latents, codebook, mesh)
-    out = vq(
+    found = vq(
         latents,
-        codebook,
+        _required(codebook),
         beta=config.beta,
         legacy=config.legacy,
         l2_normalize=config.l2_normalize,
         memory_budget_bytes=budget,
     )
-    return Quantized(out.quantized, out.indices, {"quant_loss": out.loss})
+    return Quantized(found.quantized, found.indices, {"quant_loss": found.loss})
 
 
 def _ibq(config: IBQConfig, latents: Float[Array, "B h w D"], codebook: Codebook, mesh: Mesh | None) -> Quantized:
-    split = config.shard_codes and mesh is not None and mesh.shape["model"] > 1
-    run = functools.partial(ibq_sharded, mesh=mesh) if split else ibq
+    run: Callable[..., IBQOutput] = ibq
+    if config.shard_codes and mesh is not None and mesh.shape["model"] > 1:
+        run = functools.partial(ibq_sharded, mesh=mesh)
     out = run(
         latents,
-        codebook,
+        _required(codebook),
         beta=config.beta,
         use_entropy=config.use_entropy,
         temperature=config.temperature,
@@ -97,19 +99,24 @@ def encode_indices(
         return lfq_indices(latents)
     budget = config.memory_budget_mb * MIB
     if isinstance(config, IBQConfig):
-        return ibq_encode(latents, codebook, memory_budget_bytes=budget)
-    return vq_encode(latents, codebook, l2_normalize=config.l2_normalize, memory_budget_bytes=budget)
+        return ibq_encode(latents, _required(codebook), memory_budget_bytes=budget)
+    return vq_encode(latents, _required(codebook), l2_normalize=config.l2_normalize, memory_budget_bytes=budget)
 
 
 def lookup(config: QuantizerConfig, indices: Int[Array, "B h w"], codebook: Codebook) -> Float[Array, "B h w D"]:
     """The codes of these ids, as the decoder takes them."""
     if isinstance(config, LFQConfig):
         return indices_to_codes(indices, config.code_dim)
-    return jnp.take(codebook, indices, axis=0)
+    return jnp.take(_required(codebook), indices, axis=0)
 
 
 def code_indices(config: QuantizerConfig, codes: Float[Array, "B h w D"], codebook: Codebook) -> Int[Array, "B h w"]:
     """Ids of exact codes, the inverse of `lookup`: nearest by distance, which an inner product need not be."""
     if isinstance(config, LFQConfig):
         return lfq_indices(codes)
-    return vq_encode(codes, codebook, memory_budget_bytes=config.memory_budget_mb * MIB)
+    return vq_encode(codes, _required(codebook), memory_budget_bytes=config.memory_budget_mb * MIB)
+
+
+def _required(codebook: Codebook) -> Float[Array, "K D"]:
+    assert codebook is not None, "this quantizer has a learned codebook"
+    return codebook

@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +66,9 @@ def reconstruct(options: argparse.Namespace) -> dict[str, float]:
     paths = find_images(Path(options.input))
     tokenizer = Tokenizer.load(options.checkpoint, step=step, weights=options.weights)
     output, names = Path(options.output), output_names(paths, Path(options.input))
-    ids, values, shown = {}, {}, []
+    ids: dict[str, np.ndarray] = {}
+    values: dict[str, float] = {}
+    shown: list[tuple[np.ndarray, np.ndarray, str]] = []
     for path in tqdm(paths, unit="image", disable=len(paths) < 2):
         image = to_float(decode_image(path))[None]
         padded, region = pad_to_multiple(image, tokenizer.downsampling)
@@ -79,7 +82,8 @@ def reconstruct(options: argparse.Namespace) -> dict[str, float]:
     originals, results, labels = zip(*shown, strict=True)
     save_png(output / "side_by_side.png", side_by_side(originals, results, labels))
     with replacing(output / "ids.npz") as file:
-        np.savez_compressed(file, **ids)
+        arrays: Any = ids
+        np.savez_compressed(file, **arrays)
     with replacing(output / "psnr.json") as file:
         file.write(json.dumps({"mean": float(np.mean(list(values.values()))), "images": values}, indent=1).encode())
     return values

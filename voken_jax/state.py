@@ -69,7 +69,7 @@ def policy_of(precision: PrecisionConfig) -> Policy:
     Raises:
         ValueError: float64 was asked for while JAX computes in 32 bits.
     """
-    if "float64" in (precision.param_dtype, precision.compute_dtype) and not jax.config.jax_enable_x64:
+    if "float64" in (precision.param_dtype, precision.compute_dtype) and not jax.config.read("jax_enable_x64"):
         raise ValueError("precision asks for float64 but JAX computes in 32 bits: set the environment JAX_ENABLE_X64=1")
     return Policy(jnp.dtype(precision.param_dtype), jnp.dtype(precision.compute_dtype), precision.remat)
 

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
-from voken_common.config import Config
 from voken_common.names import require_same_shapes
 from voken_common.pixels import pad_to_multiple
+from voken_common.schema import Config
 from voken_jax.checkpoint import Weights, find_step, load_generator, read_meta
 from voken_jax.quantization import code_indices, encode_indices, lookup
 from voken_jax.state import build_autoencoder

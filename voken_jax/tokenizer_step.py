@@ -42,10 +42,10 @@ LAST_KERNEL = "decoder.conv_out.kernel"
 
 
 class Perceptual(NamedTuple):
-    """LPIPS and its frozen weights."""
+    """LPIPS and its frozen weights, or their shapes for a program that is only compiled."""
 
     network: Network
-    weights: Weights
+    weights: dict[str, Any]
 
 
 class Forward(NamedTuple):

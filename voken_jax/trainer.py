@@ -187,7 +187,9 @@ def _loop(
         images_per_step=config.training.batch_size,
         enabled=jax.process_index() == 0,
     )
-    totals, metrics, validated = None, {}, {}
+    totals: Any = None
+    metrics: Metrics = {}
+    validated: dict[str, float] = {}
     in_flight: collections.deque[Metrics] = collections.deque()
     with log, StopRequest() as stop:
         for number in range(first + 1, setup.total_steps + 1):

@@ -49,7 +49,8 @@ class Validator:
         """Evaluate `weights`; padding and undecodable images are left out of every mean."""
         averages: dict[str, Average] = {}
         statistics = init_statistics(self._config.quantizer.codebook_size)
-        originals, pictures = [], []
+        originals: list[np.ndarray] = []
+        pictures: list[np.ndarray] = []
         for batch in batches:
             arrays = {k: self._to_devices(batch[k]) for k in ("image", "mask")}
             statistics, images, values = self._program(weights, statistics, arrays, self._frozen)
@@ -59,7 +60,7 @@ class Validator:
             values["psnr"] = psnr(batch["image"][present], reconstructions)
             for name, value in values.items():
                 averages.setdefault(name, Average()).update(value)
-            if sum(map(len, originals)) < self._config.validation.pictures:
+            if sum(len(part) for part in originals) < self._config.validation.pictures:
                 originals.append(batch["image"][present])
                 pictures.append(reconstructions)
         metrics = {name: average.mean for name, average in averages.items()}

@@ -114,6 +114,7 @@ class Level(nnx.Module):
         out_channels: int,
         attention: bool,
         rate: float,
+        resampling: type[Downsample] | type[Upsample] | None,
         *,
         policy: Policy,
         rngs: nnx.Rngs,
@@ -125,6 +126,10 @@ class Level(nnx.Module):
         self.attn = nnx.List(
             [AttentionBlock(out_channels, policy=policy, rngs=rngs) for _ in range(count if attention else 0)]
         )
+        if resampling is Downsample:
+            self.downsample = Downsample(out_channels, policy=policy, rngs=rngs)
+        elif resampling is Upsample:
+            self.upsample = Upsample(out_channels, policy=policy, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B h w C"], key: Key, remat: bool) -> Float[Array, "B h2 w2 D"]:
         """Blocks and attention, then `downsample` or `upsample` if the level has one."""
@@ -148,10 +153,9 @@ class Encoder(nnx.Module):
         levels, last = [], len(config.channel_multipliers) - 1
         for i, multiplier in enumerate(config.channel_multipliers):
             out, attention = config.channels * multiplier, config.resolution // 2**i in config.attention_resolutions
-            level = Level(config.residual_blocks, width, out, attention, rate, policy=policy, rngs=rngs)
-            if i != last:
-                level.downsample = Downsample(out, policy=policy, rngs=rngs)
-            levels.append(level)
+            down = Downsample if i != last else None
+            count = config.residual_blocks
+            levels.append(Level(count, width, out, attention, rate, down, policy=policy, rngs=rngs))
             width = out
         self.down = nnx.List(levels)
         self.mid = Middle(width, rate, policy=policy, rngs=rngs)
@@ -179,10 +183,9 @@ class Decoder(nnx.Module):
         entering, levels = [*widths[1:], widths[-1]], []
         for i, width in enumerate(widths):
             attention = config.resolution // 2**i in config.attention_resolutions
-            level = Level(config.residual_blocks + 1, entering[i], width, attention, rate, policy=policy, rngs=rngs)
-            if i > 0:
-                level.upsample = Upsample(width, policy=policy, rngs=rngs)
-            levels.append(level)
+            up = Upsample if i > 0 else None
+            count = config.residual_blocks + 1
+            levels.append(Level(count, entering[i], width, attention, rate, up, policy=policy, rngs=rngs))
         self.up = nnx.List(levels)
         self.norm_out = GroupNorm(widths[0], policy=policy)
         self.conv_out = conv(widths[0], config.image_channels, 3, policy=policy, rngs=rngs)
