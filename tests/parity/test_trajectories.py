@@ -78,11 +78,14 @@ def build(case, dtype="float64"):
     players = build_players(config)
     optimizer = build_optimizer(config.optimizer, build_schedule(config, 1, config.training.steps))
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    state = init_state(config, players, optimizer)
+    shapes = jax.eval_shape(lambda: init_state(config, players, optimizer))
+    # Only the discriminator is really initialised, for its constant buffers; everything else is recipe or zero.
+    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    constants = players.discriminator.init(jax.random.key(0))[1]
     generator = weights_for(players.autoencoder.parameters, case.seed, dtype=dtype)
     discriminator = weights_for(players.discriminator.parameters, case.seed, names.DISCRIMINATOR_PREFIX, dtype)
     statistics = {n: s for n, s in players.discriminator.buffers.items() if "kernel" not in n}
-    buffers = state.buffers | weights_for(statistics, case.seed, names.DISCRIMINATOR_PREFIX, dtype)
+    buffers = constants | weights_for(statistics, case.seed, names.DISCRIMINATOR_PREFIX, dtype)
     state = jax.tree.map(
         jnp.array,
         state.replace(

@@ -1,0 +1,90 @@
+"""Optimizers of the two players, from the configuration, and their moments by parameter name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from voken_common import names
+from voken_common.schema import OptimizerConfig
+
+Moments = dict[str, Tensor | dict[str, Tensor]]
+
+
+def build_optimizer(
+    config: OptimizerConfig, network: nn.Module, adamw: Callable[..., Optimizer] = torch.optim.AdamW
+) -> Optimizer:
+    """Adam (decoupled weight decay if any) over all parameters, its moments allocated and zero."""
+    parameters = list(network.parameters())
+    optimizer = adamw(
+        parameters,
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+    )
+    zeros = {name: torch.zeros_like(p) for name, p in network.named_parameters()}
+    load_moments(optimizer, network, {"count": torch.tensor(0), "mu": zeros, "nu": zeros})
+    return optimizer
+
+
+def update(optimizer: Optimizer, learning_rate: float, norm: Float[Tensor, ""], gradient_clip: float | None) -> None:
+    """One step at this learning rate with the gradients in `.grad`, their global norm bounded; then no gradients."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+        if gradient_clip is not None:
+            scale = (gradient_clip / norm).clamp(max=1.0)
+            for parameter in group["params"]:
+                parameter.grad.mul_(scale.to(parameter.grad.dtype))
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def gradient_norm(network: nn.Module) -> Float[Tensor, ""]:
+    """Global l2 norm of the gradients in `.grad`."""
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+
+
+@torch.no_grad()
+def update_averages(averages: Mapping[str, Tensor], network: nn.Module, decay: float) -> None:
+    """Move exponential averages towards the parameters, in place: e <- e - (1 - decay) (e - p)."""
+    parameters = dict(network.named_parameters())
+    move = get_ema_multi_avg_fn(decay)
+    move([averages[name] for name in parameters], list(parameters.values()), None)
+
+
+def moments(optimizer: Optimizer, network: nn.Module) -> Moments:
+    """Steps taken and both moments, the latter by parameter name; not copies."""
+    states = {name: optimizer.state[p] for name, p in network.named_parameters()}
+    first = next(iter(states.values()))
+    return {
+        "count": torch.tensor(int(first["step"])),
+        "mu": {name: state["exp_avg"] for name, state in states.items()},
+        "nu": {name: state["exp_avg_sq"] for name, state in states.items()},
+    }
+
+
+def load_moments(optimizer: Optimizer, network: nn.Module, values: Moments) -> None:
+    """Copy steps taken and moments into the optimizer.
+
+    Raises:
+        NameMismatch: names or shapes are not those of the network's parameters.
+    """
+    parameters = dict(network.named_parameters())
+    for key in ("mu", "nu"):
+        names.require_same_shapes(values[key], parameters, f"optimizer moments {key}")
+    state = {
+        i: {
+            "step": torch.tensor(float(values["count"])),
+            "exp_avg": values["mu"][name].detach().to(p, copy=True),
+            "exp_avg_sq": values["nu"][name].detach().to(p, copy=True),
+        }
+        for i, (name, p) in enumerate(parameters.items())
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
