@@ -8,7 +8,7 @@ ARGS ?=
 
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.filled
-BENCHMARKS := $(sort $(wildcard scripts/bench_*.py))
+BENCHMARKS := $(sort $(wildcard scripts/benchmark_*.py))
 CHECKED := $(wildcard voken_common voken_jax voken_torch scripts tests)
 TYPED := $(wildcard voken_common voken_jax voken_torch)
 
@@ -59,7 +59,7 @@ format: $(READY)
 	$(RUN) -m ruff format $(CHECKED)
 
 bench: $(READY)
-	@test -n '$(BENCHMARKS)' || { echo 'no benchmark found: expected scripts/bench_*.py'; exit 1; }
+	@test -n '$(BENCHMARKS)' || { echo 'no benchmark found: expected scripts/benchmark_*.py'; exit 1; }
 	@set -e; for benchmark in $(BENCHMARKS); do echo "== $$benchmark"; $(RUN) $$benchmark $(ARGS); done
 
 clean:
