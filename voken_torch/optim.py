@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypedDict
 
 import torch
 from jaxtyping import Float
@@ -13,7 +14,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from voken_common import names
 from voken_common.schema import OptimizerConfig
 
-Moments = dict[str, Tensor | dict[str, Tensor]]
+
+class Moments(TypedDict):
+    """Steps taken, and the first and second moments by parameter name."""
+
+    count: Tensor
+    mu: dict[str, Tensor]
+    nu: dict[str, Tensor]
 
 
 def build_optimizer(
@@ -77,8 +84,8 @@ def load_moments(optimizer: Optimizer, network: nn.Module, values: Moments) -> N
         NameMismatch: names or shapes are not those of the network's parameters.
     """
     parameters = dict(network.named_parameters())
-    for key in ("mu", "nu"):
-        names.require_same_shapes(values[key], parameters, f"optimizer moments {key}")
+    names.require_same_shapes(values["mu"], parameters, "optimizer moments mu")
+    names.require_same_shapes(values["nu"], parameters, "optimizer moments nu")
     state = {
         i: {
             "step": torch.tensor(float(values["count"])),

@@ -48,7 +48,7 @@ def quantize(
             return _ibq(config, latents, codebook, reduce_mean)
         out = vq(
             latents,
-            codebook,
+            _required(codebook),
             beta=config.beta,
             legacy=config.legacy,
             l2_normalize=config.l2_normalize,
@@ -80,7 +80,7 @@ def _ibq(
 ) -> Quantized:
     out = ibq(
         latents,
-        codebook,
+        _required(codebook),
         beta=config.beta,
         use_entropy=config.use_entropy,
         temperature=config.temperature,
@@ -108,19 +108,24 @@ def encode_indices(
         return lfq_indices(latents)
     budget = config.memory_budget_mb * MIB
     if isinstance(config, IBQConfig):
-        return ibq_encode(latents, codebook, memory_budget_bytes=budget)
-    return vq_encode(latents, codebook, l2_normalize=config.l2_normalize, memory_budget_bytes=budget)
+        return ibq_encode(latents, _required(codebook), memory_budget_bytes=budget)
+    return vq_encode(latents, _required(codebook), l2_normalize=config.l2_normalize, memory_budget_bytes=budget)
 
 
 def lookup(config: QuantizerConfig, indices: Int[Tensor, "B h w"], codebook: Codebook) -> Float[Tensor, "B h w D"]:
     """The codes of these ids, as the decoder takes them."""
     if isinstance(config, LFQConfig):
         return indices_to_codes(indices, config.code_dim)
-    return F.embedding(indices, codebook)
+    return F.embedding(indices, _required(codebook))
 
 
 def code_indices(config: QuantizerConfig, codes: Float[Tensor, "B h w D"], codebook: Codebook) -> Int[Tensor, "B h w"]:
     """Ids of exact codes, the inverse of `lookup`: nearest by distance, which an inner product need not be."""
     if isinstance(config, LFQConfig):
         return lfq_indices(codes)
-    return vq_encode(codes, codebook, memory_budget_bytes=config.memory_budget_mb * MIB)
+    return vq_encode(codes, _required(codebook), memory_budget_bytes=config.memory_budget_mb * MIB)
+
+
+def _required(codebook: Codebook) -> Float[Tensor, "K D"]:
+    assert codebook is not None, "this quantizer has a learned codebook"
+    return codebook

@@ -294,8 +294,8 @@ class _Task:
             real, fake = self.step.discriminator(images, reconstruction)
         if self.factor > 0 or self.config.quantizer.kind == "lfq":
             means = [logits.detach().mean() for logits in (real, fake)]
-            means = means if reduce is None else [reduce(mean) for mean in means]
-            self.lecam = update_lecam(self.lecam, *means, config.lecam_decay)
+            real_mean, fake_mean = means if reduce is None else [reduce(mean) for mean in means]
+            self.lecam = update_lecam(self.lecam, real_mean, fake_mean, config.lecam_decay)
         regularizer = lecam_regularizer(self.lecam, real, fake)
         plain = discriminator_loss(real, fake, config.objective)
         total = self.factor * (config.lecam_weight * regularizer + plain)

@@ -13,6 +13,8 @@ from voken_common.schema import LFQConfig, ModelConfig, QuantizerConfig
 from voken_torch.models import magvit2, vqgan
 from voken_torch.models.layers import Policy, at_least_float32, conv
 
+CODEBOOK = "quantize.embedding.weight"
+
 
 def build_codebook(config: QuantizerConfig) -> nn.Embedding:
     """The learned codes: standard normal for IBQ, uniform in +-1/K for VQ."""
@@ -40,7 +42,7 @@ class Autoencoder(nn.Module):
     @property
     def codebook(self) -> Float[Tensor, "K D"] | None:
         """The learned codes in parameter precision, or None (LFQ)."""
-        return self.quantize["embedding"].weight if hasattr(self, "quantize") else None
+        return self.get_parameter(CODEBOOK) if hasattr(self, "quantize") else None
 
     def encode(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
         """Latents before quantization; x in [-1, 1]."""

@@ -40,10 +40,11 @@ class BatchNorm(nn.BatchNorm2d):
         variance = reduce_mean(centred.square().mean(dim=(0, 2, 3)))
         with torch.no_grad():
             count = self.processes * x.numel() // x.shape[1]
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
             unbiased = variance * (count / max(count - 1, 1))
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
-            self.num_batches_tracked.add_(1)
+            for name, new in (("running_mean", mean), ("running_var", unbiased)):
+                running = self.get_buffer(name)
+                running.lerp_(new.to(running.dtype), 0.1)
+            self.get_buffer("num_batches_tracked").add_(1)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return centred * scale[:, None, None] + self.bias[:, None, None]
 

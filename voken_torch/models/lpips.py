@@ -79,7 +79,7 @@ class Head(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 1 h w"]:
         """Weighted sum over channels."""
-        return (x * self.model[1].weight[0]).sum(dim=1, keepdim=True)
+        return (x * self.get_parameter("model.1.weight")[0]).sum(dim=1, keepdim=True)
 
 
 class LPIPS(nn.Module):
@@ -95,11 +95,10 @@ class LPIPS(nn.Module):
 
     def forward(self, x: Float[Tensor, "B 3 H W"], y: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
         """x, y in [-1, 1]; one distance per image, in float32 at least."""
-        total = None
+        total = x.new_zeros(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))
         for i, (a, b) in enumerate(zip(*(self.net(self.scaling_layer(image)) for image in (x, y)), strict=True)):
             difference = (_unit(a) - _unit(b)).square()
-            distance = getattr(self, f"lin{i}")(difference).mean(dim=(1, 2, 3))
-            total = distance if total is None else total + distance
+            total = total + getattr(self, f"lin{i}")(difference).mean(dim=(1, 2, 3))
         return total
 
 

@@ -55,19 +55,34 @@ class AdaptiveGroupNorm(nn.Module):
         return (scale * normal + bias).to(x.dtype)
 
 
-def _blocks(count: int, in_channels: int, out_channels: int) -> nn.ModuleList:
-    widths = [in_channels] + [out_channels] * count
-    return nn.ModuleList([ResidualBlock(widths[i], out_channels) for i in range(count)])
+class Blocks(nn.ModuleList):
+    """Residual blocks in a row, the first of which may change the width."""
+
+    def __init__(self, count: int, in_channels: int, out_channels: int, policy: Policy):
+        widths = [in_channels] + [out_channels] * count
+        super().__init__(ResidualBlock(widths[i], out_channels) for i in range(count))
+        self.remat = policy.remat
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
+        """Same resolution."""
+        for block in self:
+            x = checkpointed(block, x, self.remat)
+        return x
 
 
 class DownLevel(nn.Module):
     """Residual blocks, then a strided 3x3 except on the last level."""
 
-    def __init__(self, count: int, in_channels: int, out_channels: int, last: bool):
+    def __init__(self, count: int, in_channels: int, out_channels: int, last: bool, policy: Policy):
         super().__init__()
-        self.block = _blocks(count, in_channels, out_channels)
+        self.block = Blocks(count, in_channels, out_channels, policy)
         if not last:
             self.downsample = conv(out_channels, out_channels, 3, stride=2)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
+        """Half the resolution, or the same on the last level."""
+        x = self.block(x)
+        return self.downsample(x) if hasattr(self, "downsample") else x
 
 
 class Encoder(nn.Module):
@@ -81,24 +96,18 @@ class Encoder(nn.Module):
         last = len(config.channel_multipliers) - 1
         for i, multiplier in enumerate(config.channel_multipliers):
             out = config.channels * multiplier
-            self.down.append(DownLevel(count, width, out, i == last))
+            self.down.append(DownLevel(count, width, out, i == last, policy))
             width = out
-        self.mid_block = _blocks(count, width, width)
+        self.mid_block = Blocks(count, width, width, policy)
         self.norm_out = GroupNorm(width)
         self.conv_out = conv(width, config.z_channels, 1)
-        self.remat = policy.remat
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B Z h w"]:
         """Images in [-1, 1]."""
         x = self.conv_in(x)
         for level in self.down:
-            for block in level.block:
-                x = checkpointed(block, x, self.remat)
-            if hasattr(level, "downsample"):
-                x = level.downsample(x)
-        for block in self.mid_block:
-            x = checkpointed(block, x, self.remat)
-        return self.conv_out(F.silu(self.norm_out(x)))
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid_block(x))))
 
 
 class Upsample(nn.Module):
@@ -116,11 +125,16 @@ class Upsample(nn.Module):
 class UpLevel(nn.Module):
     """Residual blocks, then an upsampling except on level 0."""
 
-    def __init__(self, count: int, in_channels: int, out_channels: int, last: bool):
+    def __init__(self, count: int, in_channels: int, out_channels: int, last: bool, policy: Policy):
         super().__init__()
-        self.block = _blocks(count, in_channels, out_channels)
+        self.block = Blocks(count, in_channels, out_channels, policy)
         if not last:
             self.upsample = Upsample(out_channels)
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D H W"]:
+        """Twice the resolution, or the same on level 0."""
+        x = self.block(x)
+        return self.upsample(x) if hasattr(self, "upsample") else x
 
 
 class Decoder(nn.Module):
@@ -132,24 +146,17 @@ class Decoder(nn.Module):
         widths = [config.channels * m for m in config.channel_multipliers]
         entering = [*widths[1:], widths[-1]]
         self.conv_in = conv(config.z_channels, widths[-1], 3)
-        self.mid_block = _blocks(count, widths[-1], widths[-1])
-        self.up = nn.ModuleList([UpLevel(count, entering[i], widths[i], i == 0) for i in range(len(widths))])
+        self.mid_block = Blocks(count, widths[-1], widths[-1], policy)
+        self.up = nn.ModuleList([UpLevel(count, entering[i], widths[i], i == 0, policy) for i in range(len(widths))])
         self.adaptive = nn.ModuleList([AdaptiveGroupNorm(config.z_channels, width) for width in entering])
         self.norm_out = GroupNorm(widths[0])
         self.conv_out = conv(widths[0], config.image_channels, 3)
-        self.remat = policy.remat
 
     def features(self, z: Float[Tensor, "B Z h w"]) -> Float[Tensor, "B C H W"]:
         """What the last convolution sees."""
-        x = self.conv_in(z)
-        for block in self.mid_block:
-            x = checkpointed(block, x, self.remat)
+        x = self.mid_block(self.conv_in(z))
         for level, adaptive in zip(reversed(self.up), reversed(self.adaptive), strict=True):
-            x = adaptive(x, z)
-            for block in level.block:
-                x = checkpointed(block, x, self.remat)
-            if hasattr(level, "upsample"):
-                x = level.upsample(x)
+            x = level(adaptive(x, z))
         return F.silu(self.norm_out(x))
 
     def forward(self, z: Float[Tensor, "B Z h w"]) -> Float[Tensor, "B 3 H W"]:

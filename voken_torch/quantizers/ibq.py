@@ -10,15 +10,16 @@ attention does (Milakov and Gimelshein, "Online normalizer calculation for softm
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from voken_torch.quantizers import streaming
 from voken_torch.quantizers.blocks import ReduceMean
-from voken_torch.quantizers.streaming import Settings, SoftAssignment
+from voken_torch.quantizers.streaming import Cotangents, Residuals, Settings, SharpResiduals
 
 DEFAULT_MEMORY_BUDGET = 64 * 2**20
 
@@ -79,7 +80,7 @@ def ibq(
     check_shapes(z, codebook)
     flat = z.reshape(-1, z.shape[-1])
     if torch.is_grad_enabled() and (z.requires_grad or codebook.requires_grad):
-        soft, hard, indices, sample, average = SoftAssignment.apply(flat, codebook, settings)
+        soft, hard, indices, sample, average = _SoftAssignment.apply(flat, codebook, settings)
     else:
         hard, indices, sample, average = streaming.forward(flat, codebook, settings, soft=False)[0]
         soft = hard
@@ -144,3 +145,28 @@ def check_shapes(z: Tensor, codebook: Tensor) -> None:
             f"found z of shape {tuple(z.shape)} and a codebook of shape {tuple(codebook.shape)}; "
             "expected (..., D) and (K, D): move channels last and check the code dimension"
         )
+
+
+class _SoftAssignment(torch.autograd.Function):
+    """Differentiable core: (z, codebook) -> (soft, hard, indices, sample entropy, average entropy).
+
+    `soft` and `hard` have one value and different gradients.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, codebook: Tensor, settings: Settings) -> tuple[Tensor, ...]:
+        result, residuals = streaming.forward(z, codebook, settings, soft=True)
+        assert residuals is not None
+        ctx.settings = settings
+        ctx.save_for_backward(z, codebook, *residuals[:4], *(residuals.sharp or ()))
+        ctx.mark_non_differentiable(result.indices)
+        return result.hard, result.hard.clone(), *result[1:]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        z, codebook, indices, maximum, log_mass, expectation, *sharp = ctx.saved_tensors
+        residuals = Residuals(indices, maximum, log_mass, expectation, sharp=SharpResiduals(*sharp) if sharp else None)
+        soft, hard, _, sample, average = gradients
+        given = Cotangents(soft, hard, sample, average)
+        return *streaming.backward(z, codebook, residuals, given, ctx.settings), None

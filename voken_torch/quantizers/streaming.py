@@ -10,7 +10,7 @@ backward pass recomputes the logits of a block and emits that block's codebook g
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -59,17 +59,23 @@ class Assignment(NamedTuple):
     average_entropy: Float[Tensor, ""]
 
 
+class SharpResiduals(NamedTuple):
+    """What the backward pass of the entropy terms keeps of q."""
+
+    log_mass: Float[Tensor, " N"]
+    entropy: Float[Tensor, " N"]
+    slope_mean: Float[Tensor, " N"]
+    slope: Float[Tensor, " K"]
+
+
 class Residuals(NamedTuple):
-    """What the backward pass keeps besides z and the codebook: O(N D + K). The last four are None without entropy."""
+    """What the backward pass keeps besides z and the codebook: O(N D + K)."""
 
     indices: Int[Tensor, " N"]
     maximum: Float[Tensor, " N"]
     log_mass: Float[Tensor, " N"]
     expectation: Float[Tensor, "N D"]
-    sharp_log_mass: Float[Tensor, " N"] | None = None
-    entropy: Float[Tensor, " N"] | None = None
-    slope_mean: Float[Tensor, " N"] | None = None
-    slope: Float[Tensor, " K"] | None = None
+    sharp: SharpResiduals | None
 
 
 class Cotangents(NamedTuple):
@@ -90,7 +96,7 @@ class _Search:
         self.maximum = tile.new_full((count,), torch.finfo(tile.dtype).min)
         self.winner = torch.zeros(count, dtype=torch.int64, device=tile.device)
         self.mass, self.sharp_mass, self.sharp_moment = tile.new_zeros(3, count)
-        self.expectation = torch.zeros_like(tile) if soft else None
+        self.expectation = torch.zeros_like(tile) if soft else tile.new_zeros(count, 0)
         self.block_maxima: list[Tensor] = []
 
     def visit(self, codes: Float[Tensor, "k D"], start: int, logits: Tensor, weights: Tensor) -> Tensor:
@@ -143,11 +149,7 @@ def forward(
         hard, zero = codebook[indices].to(dtype), z.new_zeros(())
         result = Assignment(hard, indices.to(torch.int32), zero, zero)
         maximum = torch.cat([search.maximum for search in found])
-        residuals = None
-        if soft:
-            mass = torch.cat([search.mass for search in found])
-            expectation = torch.cat([search.expectation for search in found]).div_(mass[:, None])
-            residuals = Residuals(indices, maximum, mass.log(), expectation)
+        sharp_residuals = None
         if settings.use_entropy:
             sharp_mass = torch.cat([search.sharp_mass for search in found])
             moment = torch.cat([search.sharp_moment for search in found])
@@ -158,11 +160,12 @@ def forward(
             sharp = _Sharp(z, maximum, log_mass, block_maxima, 1 / settings.temperature, buffers)
             value, slope, slope_mean = _average_pass(sharp, codebook, plan, settings.reduce_mean, soft)
             result = result._replace(sample_entropy=entropy.mean(), average_entropy=value)
-            if residuals is not None:
-                residuals = residuals._replace(
-                    sharp_log_mass=log_mass, entropy=entropy, slope_mean=slope_mean, slope=slope
-                )
-        return result, residuals
+            sharp_residuals = SharpResiduals(log_mass, entropy, slope_mean, slope)
+        if not soft:
+            return result, None
+        mass = torch.cat([search.mass for search in found])
+        expectation = torch.cat([search.expectation for search in found]).div_(mass[:, None])
+        return result, Residuals(indices, maximum, mass.log(), expectation, sharp_residuals)
 
 
 def _search(
@@ -220,7 +223,8 @@ def _average_pass(
     total = sharp.z.new_zeros(())
     slope, slope_mean = sharp.z.new_empty(plan.codes), torch.zeros_like(sharp.maximum)
     for number, block in enumerate(plan.blocks()):
-        codes, share = codebook[block].to(sharp.z.dtype), None
+        codes = codebook[block].to(sharp.z.dtype)
+        share = codes.new_zeros(0)
         tiles = [sharp.rows(tile, number) for tile in plan.tiles()]
         average = sharp.z.new_zeros(codes.shape[0])
         for rows in tiles:
@@ -240,7 +244,7 @@ def _average_pass(
 
 
 class _TokenTerms(NamedTuple):
-    """Per-token numbers of the backward pass, as columns.
+    """Per-token numbers of the backward pass, as columns; the last two are 0 without entropy.
 
     The gradient of a logit is p (<G, e_k> - pull) + q (average * slope_k - sample * log q - offset).
     """
@@ -248,17 +252,22 @@ class _TokenTerms(NamedTuple):
     log_normaliser: Float[Tensor, "N 1"]
     pull: Float[Tensor, "N 1"]
     maximum: Float[Tensor, "N 1"]
-    sharp_log_mass: Float[Tensor, "N 1"] | None = None
-    offset: Float[Tensor, "N 1"] | None = None
+    sharp_log_mass: Float[Tensor, "N 1"]
+    offset: Float[Tensor, "N 1"]
+
+    def of(self, rows: slice | Int[Tensor, " m"]) -> _TokenTerms:
+        """The terms of some tokens."""
+        return _TokenTerms(*(column[rows] for column in self))
 
 
 def _token_terms(saved: Residuals, given: Cotangents, sample: Tensor, average: Tensor) -> _TokenTerms:
     pull = (given.soft * saved.expectation).sum(dim=1)
-    terms = _TokenTerms((saved.maximum + saved.log_mass)[:, None], pull[:, None], saved.maximum[:, None])
-    if saved.slope is None:
-        return terms
-    offset = sample * saved.entropy + average * saved.slope_mean
-    return terms._replace(sharp_log_mass=saved.sharp_log_mass[:, None], offset=offset[:, None])
+    log_mass = offset = torch.zeros_like(pull)
+    if saved.sharp is not None:
+        log_mass = saved.sharp.log_mass
+        offset = sample * saved.sharp.entropy + average * saved.sharp.slope_mean
+    columns = (saved.maximum + saved.log_mass, pull, saved.maximum, log_mass, offset)
+    return _TokenTerms(*(column[:, None] for column in columns))
 
 
 def backward(
@@ -281,10 +290,11 @@ def backward(
         buffers = Buffers(plan, tokens, dtype, 3)
         for block in plan.blocks():
             codes = codebook[block].to(dtype)
-            slope = None if saved.slope is None else saved.slope[block] * average
+            slope = None if saved.sharp is None else saved.sharp.slope[block] * average
             for rows in plan.tiles():
-                here = _TokenTerms(*(None if term is None else term[rows] for term in terms))
-                gradient = _logit_gradient(tokens[rows], upstream[rows], codes, here, sample, slope, settings, buffers)
+                gradient = _logit_gradient(
+                    tokens[rows], upstream[rows], codes, terms.of(rows), sample, slope, settings, buffers
+                )
                 dz[rows].addmm_(gradient, codes)
                 # beta 0 writes, so the gradient need not be cleared beforehand.
                 dcodebook[block].addmm_(gradient.t(), tokens[rows], beta=0 if rows.start == 0 else 1)
@@ -314,34 +324,10 @@ def _logit_gradient(
     rows = active_rows(exponent)
     if rows is not None:
         logits, weights = logits[rows], weights[: rows.shape[0]]
-        term = _TokenTerms(*(column[rows] for column in term))
+        term = term.of(rows)
     log_share = logits.sub_(term.maximum).mul_(1 / settings.temperature).sub_(term.sharp_log_mass)
     exp_(log_share, out=weights)
     log_share.mul_(-sample).add_(slope).sub_(term.offset)
     if rows is None:
         return gradient.addcmul_(log_share, weights)
     return gradient.index_add_(0, rows, log_share.mul_(weights))
-
-
-class SoftAssignment(torch.autograd.Function):
-    """Differentiable core: (z, codebook) -> (soft, hard, indices, sample entropy, average entropy).
-
-    `soft` and `hard` have one value and different gradients.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, codebook: Tensor, settings: Settings) -> tuple[Tensor, ...]:
-        """Search, and keep the residuals."""
-        result, residuals = forward(z, codebook, settings, soft=True)
-        ctx.settings = settings
-        ctx.save_for_backward(z, codebook, *residuals)
-        ctx.mark_non_differentiable(result.indices)
-        return result.hard, result.hard.clone(), *result[1:]
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, soft: Tensor, hard: Tensor, _: Tensor, sample: Tensor, average: Tensor) -> tuple:
-        """Stream over the codes once more."""
-        z, codebook, *residuals = ctx.saved_tensors
-        given = Cotangents(soft, hard, sample, average)
-        return *backward(z, codebook, Residuals(*residuals), given, ctx.settings), None
