@@ -144,7 +144,9 @@ def find_step(checkpoint: str | Path, step: int | Literal["latest", "best"] = "l
     if step == "best":
         return _best(steps)
     if step not in steps:
-        raise CheckpointError(f"step {step} is not in {root}: the steps there are {sorted(steps)}")
+        raise CheckpointError(
+            f"step {step} is not in {root}: the steps there are {sorted(steps)}; expected latest, best or a number"
+        )
     return steps[step]
 
 
@@ -167,9 +169,14 @@ def load_generator(step_folder: Path, abstract: dict[str, Any], weights: Weights
         step_folder: as `find_step` gives it.
         abstract: name -> ShapeDtypeStruct of what the network needs; more or less on disk is an error.
         weights: `ema` (averages) or `raw`.
+
+    Returns:
+        name -> array, all on one device: without a place to go to, Orbax asks for the very devices of the run.
     """
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in abstract.items()}
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(step_folder.absolute() / ITEMS[weights], abstract)
+        return checkpointer.restore(step_folder.absolute() / ITEMS[weights], placed)
 
 
 def _fields(state: TrainState) -> dict[str, Any]:

@@ -1,0 +1,169 @@
+"""Checkpoints on disk: which steps are kept, which is found, and what is said about damaged or missing ones."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from tests.e2e.tiny import tiny_config
+from voken_common.config import with_overrides
+from voken_common.data.pipeline import build_train_iterator
+from voken_jax.checkpoint import CheckpointError, Checkpoints, find_step, load_generator, read_meta
+from voken_jax.losses import LecamAverages
+from voken_jax.sharding import make_mesh
+from voken_jax.state import TrainState
+
+PSNR = {1: 30.0, 2: 10.0, 3: None, 4: 20.0}
+L1 = {1: 0.1, 2: 0.5, 3: None, 4: 0.2}
+
+
+def state_of(step):
+    """A state whose every number follows from its step."""
+    weights = {"conv.kernel": jnp.full((8, 2), step, jnp.float32), "conv.bias": jnp.arange(3.0) + step}
+    ema = jax.tree.map(lambda w: w - 0.5, weights)
+    moments = ({"mu": weights}, jnp.asarray(step))
+    return TrainState(
+        step=jnp.asarray(step, jnp.int32),
+        rng=jnp.arange(4, dtype=jnp.uint32),
+        generator=weights,
+        discriminator=weights,
+        buffers=weights,
+        generator_optimizer=moments,
+        discriminator_optimizer=moments,
+        generator_ema=ema,
+        discriminator_ema=ema,
+        lecam=LecamAverages(jnp.zeros(1), jnp.ones(1)),
+        failure=jnp.zeros((), jnp.int32),
+    )
+
+
+def open_iterator(config):
+    return build_train_iterator(config.data, batch_size_per_process=8, seed=config.seed)
+
+
+def save_all(workdir, config, scores=PSNR, metric="psnr"):
+    """Steps 1 to 4, one of them not validated, as a run saves them; the batches' position is 8 per step."""
+    checkpoints, iterator = Checkpoints(workdir, config.checkpoint), open_iterator(config)
+    for step, score in scores.items():
+        next(iterator)
+        checkpoints.save(state_of(step), config, iterator, {} if score is None else {metric: score, "other": 1.0})
+    iterator.close()
+    checkpoints.close()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(work directory, configuration) of a run that kept its last 2 steps and its best."""
+    folder = tmp_path_factory.mktemp("run")
+    config = tiny_config(folder)
+    save_all(folder, config)
+    return folder, config
+
+
+def steps_in(folder):
+    return sorted(p.name for p in (folder / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "metric", "scores", "kept"),
+    [
+        (["keep_last=1", "keep_best=1"], "psnr", PSNR, ["1", "4"]),
+        (["keep_last=1", "keep_best=2"], "psnr", PSNR, ["1", "4"]),
+        (["keep_last=2", "keep_best=0"], "psnr", PSNR, ["3", "4"]),
+        (["keep_last=1", "keep_best=2", "best_metric=l1"], "l1", L1, ["1", "4"]),
+        (["keep_last=1", "keep_best=1", "best_metric=lpips"], "psnr", PSNR, ["4"]),
+    ],
+)
+def test_old_steps_are_deleted(tmp_path, settings, metric, scores, kept):
+    config = with_overrides(tiny_config(tmp_path), [f"checkpoint.{setting}" for setting in settings])
+    save_all(tmp_path, config, scores, metric)
+    assert steps_in(tmp_path) == kept
+
+
+def test_the_last_two_and_the_best_stay(run):
+    assert steps_in(run[0]) == ["1", "3", "4"]
+
+
+def test_latest_best_and_numbered_steps_are_found(run):
+    folder, _ = run
+    assert find_step(folder).name == "4"
+    assert find_step(folder / "checkpoints").name == "4"
+    assert find_step(str(folder), "best").name == "1"
+    assert find_step(folder, 3) == folder / "checkpoints" / "3"
+    assert find_step(folder / "checkpoints" / "3") == folder / "checkpoints" / "3"
+    with pytest.raises(CheckpointError, match=r"step 2 is not in .*: the steps there are \[1, 3, 4\]"):
+        find_step(folder, 2)
+
+
+def test_the_best_by_a_metric_that_should_be_small(tmp_path):
+    config = with_overrides(tiny_config(tmp_path), ["checkpoint.keep_last=4", "checkpoint.best_metric=l1"])
+    save_all(tmp_path, config, L1, "l1")
+    assert find_step(tmp_path, "best").name == "1"
+
+
+def test_missing_checkpoints_say_what_is_expected(run, tmp_path):
+    with pytest.raises(CheckpointError, match=r"found: no such folder.*checkpoints/<step>/meta as"):
+        find_step(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"found: an empty folder"):
+        find_step(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(CheckpointError, match=r"found: notes\.txt"):
+        find_step(tmp_path)
+    only = shutil.copytree(run[0] / "checkpoints" / "3", tmp_path / "checkpoints" / "3")
+    with pytest.raises(CheckpointError, match=r"no step of \[3\] was validated, so none is the best by psnr"):
+        find_step(tmp_path, "best")
+    assert find_step(tmp_path) == only
+
+
+def test_meta_holds_the_whole_configuration(run):
+    folder, config = run
+    meta = read_meta(find_step(folder))
+    assert meta.config == config
+    assert (meta.step, meta.metrics) == (4, {"psnr": 20.0, "other": 1.0})
+
+
+def test_damaged_meta_is_told(run, tmp_path):
+    step = shutil.copytree(run[0] / "checkpoints" / "4", tmp_path / "4")
+    file = step / "meta" / "metadata"
+    meta = json.loads(file.read_text())
+    file.write_text(json.dumps(meta | {"layout": 99}))
+    with pytest.raises(CheckpointError, match="has layout 99, this version reads layout 1"):
+        read_meta(step)
+    file.write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read .* use another one"):
+        read_meta(step)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_restores_state_and_data_onto_other_devices(run, devices):
+    folder, config = run
+    mesh = make_mesh(config.mesh, jax.devices()[:devices])
+
+    def where(leaf):
+        spec = P("data") if leaf.shape[:1] == (8,) else P()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    abstract, iterator = jax.tree.map(where, state_of(0)), open_iterator(config)
+    checkpoints = Checkpoints(folder, config.checkpoint)
+    state = checkpoints.restore(abstract, iterator)
+    checkpoints.close()
+    iterator.close()
+    assert iterator.position == 4 * 8
+    assert state.generator["conv.kernel"].sharding == abstract.generator["conv.kernel"].sharding
+    jax.tree.map(np.testing.assert_array_equal, state, state_of(4))
+
+
+def test_only_the_asked_weights_are_read(run):
+    step = find_step(run[0])
+    abstract = {n: jax.ShapeDtypeStruct(w.shape, w.dtype) for n, w in state_of(0).generator.items()}
+    for weights, value in (("ema", 3.5), ("raw", 4.0)):
+        loaded = load_generator(step, abstract, weights)
+        np.testing.assert_array_equal(loaded["conv.kernel"], np.full((8, 2), value))
+        assert len(loaded["conv.kernel"].devices()) == 1
+    with pytest.raises(ValueError, match=r"conv\.extra"):
+        load_generator(step, abstract | {"conv.extra": abstract["conv.bias"]})
