@@ -8,6 +8,7 @@ adaptive weight) are taken over all processes through `reduce_mean`, and the res
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -73,8 +74,11 @@ def data_parallel(module: nn.Module) -> nn.Module:
     """The module itself, or wrapped so that its gradients are averaged over processes while they are computed."""
     if process_count() == 1:
         return module
-    # Buffers are looked after by the step: a broadcast before a pass would undo the pass before it.
-    return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+    # Buffers are looked after by the step: a broadcast before a pass would undo the pass before it. The option has
+    # another name since torch 2.13.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, **{option: False})
 
 
 def without_exchange(module: nn.Module, skip: bool) -> AbstractContextManager[Any]:
