@@ -78,7 +78,8 @@ def data_parallel(module: nn.Module) -> nn.Module:
     # another name since torch 2.13.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DistributedDataParallel(module, gradient_as_bucket_view=True, **{option: False})
+    options: dict[str, Any] = {option: False, "gradient_as_bucket_view": True}
+    return DistributedDataParallel(module, **options)
 
 
 def without_exchange(module: nn.Module, skip: bool) -> AbstractContextManager[Any]:
