@@ -142,11 +142,11 @@ def test_the_codebook_is_never_gathered():
         ({"code_axis": "codes"}, "name each axis"),
         ({"token_axes": ("data", "model")}, "name each axis"),
         ({"statistics_scope": "local"}, "'global' or 'per_device'"),
-        ({"codebook": np.ones((6, 5))}, "6 codes do not divide"),
-        ({"z": np.ones((3, 5))}, "3 tokens do not divide"),
+        ({"codebook": jnp.ones((6, 5))}, "6 codes do not divide"),
+        ({"z": jnp.ones((3, 5))}, "3 tokens do not divide"),
     ],
 )
 def test_errors_say_what_was_found(changes, message):
-    arguments = {"z": np.ones((4, 5)), "codebook": np.ones((8, 5)), "mesh": make_mesh((2, 1, 4))} | changes
+    arguments = {"z": jnp.ones((4, 5)), "codebook": jnp.ones((8, 5)), "mesh": make_mesh((2, 1, 4))} | changes
     with pytest.raises(ValueError, match=message):
         ibq_sharded(arguments.pop("z"), arguments.pop("codebook"), **arguments)

@@ -82,7 +82,7 @@ def _plan(tokens: int, dim: int, itemsize: int, block_bytes: int) -> _OuterProdu
     return _OuterProduct(tokens, dim - inner, high, low, -(-tokens // tiles), tiles)
 
 
-def _enumerate(zero: Float[Array, "n b"], one: Float[Array, "n b"]) -> Float[Array, "n 2^b"]:
+def _enumerate(zero: Float[Array, "n b"], one: Float[Array, "n b"]) -> Float[Array, "n 2**b"]:
     """Probability of every code of b independent bits; bit i of the code's number is column i."""
     probability = jnp.ones((zero.shape[0], 1), zero.dtype)
     for bit in range(zero.shape[1]):
@@ -91,7 +91,7 @@ def _enumerate(zero: Float[Array, "n b"], one: Float[Array, "n b"]) -> Float[Arr
     return probability
 
 
-def _bits_of(count: int, dtype: Any) -> Float[Array, "2^b b"]:
+def _bits_of(count: int, dtype: Any) -> Float[Array, "codes bits"]:
     numbers = np.arange(2**count)[:, None]
     return jnp.asarray((numbers >> np.arange(count)) & 1, dtype)
 
