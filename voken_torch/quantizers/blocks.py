@@ -25,7 +25,7 @@ ReduceMean = Callable[[Tensor], Tensor]
 _LEAST_BLOCK = 256
 # Logits, weights and their gradient are alive together in the backward pass.
 _LIVE_BLOCKS = 3
-_CACHED_BYTES = 4 * 2**20
+_CACHED_BYTES = 2 * 2**20
 """A CPU block's size: small enough for a last-level cache, large enough that starting threads does not count."""
 
 

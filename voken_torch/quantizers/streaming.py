@@ -116,18 +116,27 @@ class _Search:
             self.mass.mul_(scale).add_(weights.sum(dim=1))
             self.expectation.mul_(scale[:, None]).addmm_(weights, codes)
         if self.settings.use_entropy:
-            self._visit_sharp(maximum, logits, weights)
+            self._visit_sharp(maximum, block_maximum, logits, weights)
         self.maximum = maximum
         return block_maximum
 
-    def _visit_sharp(self, maximum: Float[Tensor, " n"], shifted: Tensor, weights: Tensor) -> None:
+    def _visit_sharp(self, maximum: Tensor, block_maximum: Tensor, shifted: Tensor, weights: Tensor) -> None:
         inverse = 1 / self.settings.temperature
         shift = (self.maximum - maximum) * inverse
         factor = exp_(shift, out=torch.empty_like(shift))
-        exp_(shifted.mul_(inverse), out=weights)
         self.sharp_moment.add_(self.sharp_mass * shift).mul_(factor)
-        self.sharp_mass.mul_(factor).add_(weights.sum(dim=1))
-        self.sharp_moment.add_(shifted.mul_(weights).sum(dim=1))
+        self.sharp_mass.mul_(factor)
+        rows = active_rows((block_maximum - maximum) * inverse)
+        if rows is not None:
+            shifted, weights = shifted[rows], weights[: rows.shape[0]]
+        exp_(shifted.mul_(inverse), out=weights)
+        mass, moment = weights.sum(dim=1), shifted.mul_(weights).sum(dim=1)
+        if rows is None:
+            self.sharp_mass.add_(mass)
+            self.sharp_moment.add_(moment)
+        else:
+            self.sharp_mass.index_add_(0, rows, mass)
+            self.sharp_moment.index_add_(0, rows, moment)
 
 
 def make_plan(z: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"], memory_budget_bytes: int) -> BlockPlan:
