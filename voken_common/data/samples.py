@@ -5,6 +5,7 @@ Shape letters: h w = any height and width, s = side of the square that the netwo
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from voken_common.data.sources import ImageSource
 
 _MAX_ASPECT = 256
 """No photograph comes near; resizing the short side of a line of pixels would need gigabytes."""
+_CACHE_LOCKS = tuple(threading.Lock() for _ in range(64))
+"""Reading threads share a cache; images are spread over locks by their index. Module-wide: a loader travels to workers."""
 
 
 class SampleLoader:
@@ -36,9 +39,15 @@ class SampleLoader:
         Raises:
           ImageDecodeError: it cannot be read or decoded.
         """
+        if not self.config.cache:
+            return self._read(index)
         image_index = self.source.image_index(index)
-        if image_index in self._cache:
+        with _CACHE_LOCKS[image_index % len(_CACHE_LOCKS)]:
+            if image_index not in self._cache:
+                self._cache[image_index] = self._read(index)
             return self._cache[image_index]
+
+    def _read(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
         try:
             image, label = self.source.read(index)
         except OSError as error:
@@ -47,10 +56,7 @@ class SampleLoader:
         if isinstance(image, bytes):
             image = decode_image(image, name=self.source.key(index), exif_rotate=self.config.exif_rotate)
         self._check_shape(index, image)
-        image = transforms.resize_short_side(image, self.config.image_size, self.config.resize)
-        if self.config.cache:
-            self._cache[image_index] = image, label
-        return image, label
+        return transforms.resize_short_side(image, self.config.image_size, self.config.resize), label
 
     def _check_shape(self, index: int, image: UInt8[np.ndarray, "h w 3"]) -> None:
         height, width = image.shape[:2]
