@@ -119,6 +119,7 @@ def headline_cases(quick: bool) -> list[Case]:
         cases.append(replace(base, implementation="ours_torch", repeats=repeats))
         cases.append(replace(base, implementation="dense_torch", repeats=1 if quick else 2))
         cases += [] if quick else [replace(base, implementation="dense_jax", repeats=2)]
+        cases += [] if base is LFQ else [replace(base, implementation="flat_torch", repeats=1 if quick else 2)]
     cases.append(replace(IBQ, tokens=4 * IBQ.tokens, repeats=1, compare=False))
     cases.append(replace(LFQ, codes=2**24, dim=24, repeats=repeats, compare=False))
     if not quick:
@@ -150,7 +151,7 @@ def summarize(rows: list[dict[str, Any]], load: float) -> dict[str, Any]:
     summary: dict[str, Any] = {"cpu_cores": os.cpu_count(), "load_before": round(load, 2)}
     for name, base in (("lfq", LFQ), ("ibq", IBQ)):
         ours = find(base)
-        for suffix, implementation in (("", "dense_torch"), ("_jax", "dense_jax")):
+        for suffix, implementation in (("", "dense_torch"), ("_jax", "dense_jax"), ("_flat", "flat_torch")):
             dense = find(base, implementation)
             if ours is None or dense is None:
                 continue
@@ -184,7 +185,7 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
 
     figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharex="col")
     for column, kind in enumerate(("lfq", "ibq")):
-        for implementation in IMPLEMENTATIONS:
+        for implementation in ("ours_jax", "ours_torch", "dense_torch", "dense_jax"):
             chosen = [r for r in rows if r["kind"] == kind and r["implementation"] == implementation]
             codes = [r["codes"] for r in chosen]
             label = implementation.replace("_", ", ")

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from voken_common.torch_globals import CheckpointError
+from voken_common.errors import CheckpointError
 from voken_common.torch_pickle import load, load_state_dict
 from voken_common.weights import WEIGHTS, WeightsError, resolve
 

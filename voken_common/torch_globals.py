@@ -14,9 +14,7 @@ from typing import Any, NoReturn
 import ml_dtypes
 import numpy as np
 
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read: not one, damaged, or naming something that is not data."""
+from voken_common.errors import CheckpointError
 
 
 @dataclass(frozen=True)

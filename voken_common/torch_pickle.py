@@ -22,7 +22,8 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from voken_common.torch_globals import CheckpointError, DTypeRef, StorageRef, TensorRef, find_global, storage_from_id
+from voken_common.errors import CheckpointError
+from voken_common.torch_globals import DTypeRef, StorageRef, TensorRef, find_global, storage_from_id
 
 Unknown = Literal["refuse", "inert"]
 

@@ -9,39 +9,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import grain
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from voken_common.config import from_json
+from voken_common.checkpoints import (
+    FOLDER,
+    ITEMS,
+    LOWER_IS_BETTER,
+    Meta,
+    Step,
+    Weights,
+    choose_step,
+    describe_missing,
+)
+from voken_common.errors import CheckpointError
 from voken_common.schema import CheckpointConfig, Config
 from voken_jax.state import TrainState
-
-logger = logging.getLogger("voken")
-
-FOLDER = "checkpoints"
-LAYOUT = 1
-LOWER_IS_BETTER = ("l1", "lpips")
-Weights = Literal["ema", "raw"]
-ITEMS: dict[str, str] = {"ema": "generator_ema", "raw": "generator"}
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, or is not what the caller needs."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Meta:
-    """What a step says about itself."""
-
-    config: Config
-    step: int
-    metrics: dict[str, float]
 
 
 class Checkpoints:
@@ -84,13 +72,12 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         fields = _fields(state)
-        meta = {"layout": LAYOUT, "step": step, "metrics": metrics, "config": config.model_dump(mode="json")}
         items = ocp.args.Composite(
             generator=ocp.args.StandardSave(fields.pop("generator")),
             generator_ema=ocp.args.StandardSave(fields.pop("generator_ema")),
             rest=ocp.args.StandardSave(fields),
             data=grain.checkpoint.CheckpointSave(iterator),
-            meta=ocp.args.JsonSave(meta),
+            meta=ocp.args.JsonSave(Meta(config, step, metrics).to_dict()),
         )
         self._manager.save(step, args=items, metrics=metrics if self._metric in metrics else None)
 
@@ -118,7 +105,7 @@ class Checkpoints:
         self._manager.close()
 
 
-def find_step(checkpoint: str | Path, step: int | Literal["latest", "best"] = "latest") -> Path:
+def find_step(checkpoint: str | Path, step: Step = "latest") -> Path:
     """The folder of one step.
 
     Args:
@@ -134,32 +121,18 @@ def find_step(checkpoint: str | Path, step: int | Literal["latest", "best"] = "l
     root = path / FOLDER if (path / FOLDER).is_dir() else path
     steps = {int(p.name): p for p in root.glob("*") if p.name.isdecimal() and (p / "meta").is_dir()}
     if not steps:
-        found = ", ".join(sorted(p.name for p in path.glob("*"))[:8]) if path.is_dir() else "no such folder"
-        raise CheckpointError(
-            f"no checkpoint in {path} (found: {found or 'an empty folder'}); expected a work directory with "
-            f"{FOLDER}/<step>/meta as `python -m voken_jax.train` writes it"
-        )
-    if step == "latest":
-        return steps[max(steps)]
-    if step == "best":
-        return _best(steps)
-    if step not in steps:
-        raise CheckpointError(
-            f"step {step} is not in {root}: the steps there are {sorted(steps)}; expected latest, best or a number"
-        )
-    return steps[step]
+        raise CheckpointError(describe_missing(path, "python -m voken_jax.train", "<step>/meta"))
+    return choose_step(steps, step, read_meta)
 
 
 def read_meta(step_folder: Path) -> Meta:
     """Configuration, step and metrics of a step folder."""
     file = step_folder / "meta" / "metadata"
     try:
-        meta = json.loads(file.read_text())
+        values = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}); the step is damaged, use another one") from error
-    if meta.get("layout") != LAYOUT:
-        raise CheckpointError(f"{file} has layout {meta.get('layout')}, this version reads layout {LAYOUT}")
-    return Meta(from_json(json.dumps(meta["config"]), origin=str(file)), meta["step"], meta["metrics"])
+    return Meta.from_dict(values, origin=str(file))
 
 
 def load_generator(step_folder: Path, abstract: dict[str, Any], weights: Weights = "ema") -> dict[str, jax.Array]:
@@ -181,13 +154,3 @@ def load_generator(step_folder: Path, abstract: dict[str, Any], weights: Weights
 
 def _fields(state: TrainState) -> dict[str, Any]:
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-
-
-def _best(steps: dict[int, Path]) -> Path:
-    metas = {step: read_meta(path) for step, path in steps.items()}
-    metric = metas[max(metas)].config.checkpoint.best_metric
-    scored = {step: meta.metrics[metric] for step, meta in metas.items() if metric in meta.metrics}
-    if not scored:
-        raise CheckpointError(f"no step of {sorted(steps)} was validated, so none is the best by {metric}; use latest")
-    choose = min if metric in LOWER_IS_BETTER else max
-    return steps[choose(scored, key=lambda step: scored[step])]

@@ -6,7 +6,6 @@ Shape legend: B batch, H/W pixels, h/w tokens (H / downsampling, W / downsamplin
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +13,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
+from voken_common.checkpoints import Step, Weights
 from voken_common.names import require_same_shapes
 from voken_common.pixels import pad_to_multiple
 from voken_common.schema import Config
-from voken_jax.checkpoint import Weights, find_step, load_generator, read_meta
+from voken_jax.checkpoint import find_step, load_generator, read_meta
 from voken_jax.quantization import code_indices, encode_indices, lookup
 from voken_jax.state import build_autoencoder
 
@@ -42,9 +42,7 @@ class Tokenizer:
         self._decode = jax.jit(self._decode_program)
 
     @classmethod
-    def load(
-        cls, checkpoint: str | Path, *, step: int | Literal["latest", "best"] = "latest", weights: Weights = "ema"
-    ) -> Tokenizer:
+    def load(cls, checkpoint: str | Path, *, step: Step = "latest", weights: Weights = "ema") -> Tokenizer:
         """Read a checkpoint; nothing but its folder is needed.
 
         Args:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -15,15 +13,16 @@ import numpy as np
 from clu import metrics as clu_metrics
 from jax.sharding import Mesh
 
+from voken_common.checkpoints import check_same_run
 from voken_common.config import to_yaml
 from voken_common.data.pipeline import TrainIterator, build_train_iterator, build_validation_batches, steps_per_epoch
 from voken_common.data.sources import build_source
 from voken_common.files import replacing
-from voken_common.run_log import RunLog
+from voken_common.run_log import RunLog, StopRequest
 from voken_common.schedules import Schedule, build_schedule
 from voken_common.schema import Config
 from voken_common.visual import codebook_usage_plot, reconstruction_grid
-from voken_jax.checkpoint import CheckpointError, Checkpoints
+from voken_jax.checkpoint import Checkpoints
 from voken_jax.optim import build_optimizer
 from voken_jax.perceptual import load_perceptual
 from voken_jax.sharding import batch_sharding, check_batch, make_mesh
@@ -35,7 +34,6 @@ logger = logging.getLogger("voken")
 
 SHOWN = ("total_loss", "reconstruction_loss", "codebook_entropy")
 STEPS_IN_FLIGHT = 2
-FIXED_FOR_A_RUN = ("model", "quantizer", "discriminator", "statistics_scope", "precision")
 
 
 class NonFiniteError(ArithmeticError):
@@ -55,27 +53,6 @@ class Setup:
     step: TokenizerStep
     validator: Validator
     optimizer: Any
-
-
-class StopRequest:
-    """Turns the first Ctrl-C or SIGTERM into a flag; the second Ctrl-C interrupts at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __enter__(self) -> StopRequest:
-        self._previous = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, _: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.requested = True
-        logger.info("stopping after this step (Ctrl-C again: at once, without a checkpoint)")
 
 
 def train(config: Config, workdir: Path) -> dict[str, float]:
@@ -145,23 +122,11 @@ def _start(setup: Setup, checkpoints: Checkpoints, iterator: TrainIterator) -> T
     latest = checkpoints.latest_step()
     if latest is None:
         return create_state(setup.config, setup.players, setup.optimizer, setup.mesh)
-    _check_same_run(checkpoints.meta(latest).config, setup.config)
+    changed = check_same_run(checkpoints.meta(latest).config, setup.config)
+    if changed:
+        logger.info("settings changed since the checkpoint: %s", ", ".join(changed))
     logger.info("continuing at step %d", latest)
     return checkpoints.restore(setup.abstract, iterator)
-
-
-def _check_same_run(saved: Config, config: Config) -> None:
-    """A checkpoint continues only under the networks it was made with; other changes are allowed and told."""
-    before, now = saved.model_dump(mode="json"), config.model_dump(mode="json")
-    changed = {key for key in now if before[key] != now[key]}
-    for key in FIXED_FOR_A_RUN:
-        if key in changed:
-            raise CheckpointError(
-                f"the checkpoint was trained with {key} {before[key]}, this run has {now[key]}; use another --workdir, "
-                "or the settings of the checkpoint (its config.yaml)"
-            )
-    if changed:
-        logger.info("settings changed since the checkpoint: %s", ", ".join(sorted(changed)))
 
 
 def _write_config(workdir: Path, config: Config) -> None:

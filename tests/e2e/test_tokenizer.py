@@ -13,8 +13,8 @@ from PIL import Image
 
 from tests.e2e.tiny import STEPS, quantized_by
 from voken_common.config import validate
+from voken_common.errors import CheckpointError
 from voken_common.names import NameMismatch
-from voken_jax.checkpoint import CheckpointError
 from voken_jax.reconstruct import main
 from voken_jax.state import build_autoencoder
 from voken_jax.tokenizer import Tokenizer

@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec as P
 from tests.e2e.tiny import tiny_config
 from voken_common.config import with_overrides
 from voken_common.data.pipeline import build_train_iterator
-from voken_jax.checkpoint import CheckpointError, Checkpoints, find_step, load_generator, read_meta
+from voken_common.errors import CheckpointError
+from voken_jax.checkpoint import Checkpoints, find_step, load_generator, read_meta
 from voken_jax.losses import LecamAverages
 from voken_jax.sharding import make_mesh
 from voken_jax.state import TrainState
