@@ -117,19 +117,23 @@ def compile_jax(case: Case, losses: tuple[Any, Any], inputs: list[np.ndarray]) -
     return lambda: jax.block_until_ready(compiled(*arrays)[1]), temporary
 
 
-def run_dense_torch(case: Case, inputs: list[np.ndarray]) -> Prepared:
+def dense_entropies(logits: Any) -> Any:
+    """Sample entropy minus entropy of the average, of a torch array of tokens x codes."""
     import torch
 
-    def entropies(logits: Any) -> Any:
-        logits = logits / TEMPERATURE
-        p, log_p = torch.softmax(logits, dim=-1), torch.log_softmax(logits, dim=-1)
-        average = p.mean(dim=0)
-        return -(p * log_p).sum(dim=-1).mean() + (average * torch.log(average + 1e-5)).sum()
+    logits = logits / TEMPERATURE
+    p, log_p = torch.softmax(logits, dim=-1), torch.log_softmax(logits, dim=-1)
+    average = p.mean(dim=0)
+    return -(p * log_p).sum(dim=-1).mean() + (average * torch.log(average + 1e-5)).sum()
+
+
+def run_dense_torch(case: Case, inputs: list[np.ndarray]) -> Prepared:
+    import torch
 
     def lfq_loss(x: Any) -> Any:
         bits = (torch.arange(case.codes)[:, None] >> torch.arange(case.dim)) & 1
         q = torch.where(x > 0, 1.0, -1.0)
-        return entropies(2 * x @ (2.0 * bits - 1).T) + BETA * torch.mean((x - q) ** 2)
+        return dense_entropies(2 * x @ (2.0 * bits - 1).T) + BETA * torch.mean((x - q) ** 2)
 
     def ibq_loss(z: Any, w: Any, codebook: Any) -> Any:
         # Feature maps, channels first: (B, D, h, w) tokens and (B, K, h, w) logits.
@@ -142,7 +146,7 @@ def run_dense_torch(case: Case, inputs: list[np.ndarray]) -> Prepared:
         z_q, z_h = (torch.einsum("bkhw,kd->bdhw", assignment, codebook) for assignment in (one_hot, hard))
         loss = torch.mean((z_q - z) ** 2) + torch.mean((z_h.detach() - z) ** 2)
         loss = loss + BETA * torch.mean((z_h - z.detach()) ** 2)
-        return loss + ENTROPY_WEIGHT * entropies(logits.permute(0, 2, 3, 1).flatten(0, 2)) + (z_q * w).sum()
+        return loss + ENTROPY_WEIGHT * dense_entropies(logits.permute(0, 2, 3, 1).flatten(0, 2)) + (z_q * w).sum()
 
     return prepare_torch(case, (lfq_loss, ibq_loss), inputs)
 
@@ -158,7 +162,7 @@ def run_flat_torch(case: Case, inputs: list[np.ndarray]) -> Prepared:
         z_q, z_h = (hard - soft.detach() + soft) @ codebook, hard @ codebook
         loss = torch.mean((z_q - z) ** 2) + torch.mean((z_h.detach() - z) ** 2)
         loss = loss + BETA * torch.mean((z_h - z.detach()) ** 2)
-        return loss + ENTROPY_WEIGHT * entropies(logits) + (z_q * w).sum()
+        return loss + ENTROPY_WEIGHT * dense_entropies(logits) + (z_q * w).sum()
 
     return prepare_torch(case, (None, ibq_loss), inputs)
 

@@ -21,7 +21,7 @@ from voken_common.data.sources import ImageSource
 _MAX_ASPECT = 256
 """No photograph comes near; resizing the short side of a line of pixels would need gigabytes."""
 _CACHE_LOCKS = tuple(threading.Lock() for _ in range(64))
-"""Threads share a cache; images are spread over these locks by their index. Not in the loader: it travels to workers."""
+"""Threads share a cache; images are spread over these locks by index. Not in the loader, which travels to workers."""
 
 
 class SampleLoader:
