@@ -3,3 +3,20 @@
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, refused, or not what the caller needs; the message says which and why."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient norm stopped being finite; the update was not kept.
+
+    Attributes:
+        step: number of the step that was not taken, counted from 1.
+        terms: names of the metrics that were not finite.
+    """
+
+    def __init__(self, step: int, terms: list[str]):
+        super().__init__(
+            f"step {step}: not finite: {', '.join(terms)}. The update was not kept and training stops here; the last "
+            "checkpoint is good. Lower the learning rate, clip gradients (optimizer.gradient_clip) or look at the data "
+            "of that step."
+        )
+        self.step, self.terms = step, terms

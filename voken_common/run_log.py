@@ -19,6 +19,9 @@ from voken_common.visual import save_png
 
 logger = logging.getLogger("voken")
 
+SHOWN = ("total_loss", "reconstruction_loss", "codebook_entropy")
+"""Metrics that a tokenizer's progress bar shows."""
+
 
 class RunLog:
     """Writer and progress bar of one run; a context manager.

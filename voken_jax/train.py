@@ -38,8 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
         jax.config.update("jax_num_cpu_devices", options.cpu_devices)
 
     from voken_common.config import load_config
+    from voken_common.errors import NonFiniteError
     from voken_jax.dry_run import dry_run
-    from voken_jax.trainer import NonFiniteError, train
+    from voken_jax.trainer import train
 
     try:
         config = load_config(options.config, options.overrides)

@@ -17,11 +17,12 @@ from voken_common.checkpoints import check_same_run
 from voken_common.config import to_yaml
 from voken_common.data.pipeline import TrainIterator, build_train_iterator, build_validation_batches, steps_per_epoch
 from voken_common.data.sources import build_source
+from voken_common.errors import NonFiniteError
 from voken_common.files import replacing
-from voken_common.run_log import RunLog, StopRequest
+from voken_common.run_log import SHOWN, RunLog, StopRequest
 from voken_common.schedules import Schedule, build_schedule
 from voken_common.schema import Config
-from voken_common.visual import codebook_usage_plot, reconstruction_grid
+from voken_common.validation import report
 from voken_jax.checkpoint import Checkpoints
 from voken_jax.optim import build_optimizer
 from voken_jax.perceptual import load_perceptual
@@ -32,12 +33,7 @@ from voken_jax.validation import Validator
 
 logger = logging.getLogger("voken")
 
-SHOWN = ("total_loss", "reconstruction_loss", "codebook_entropy")
 STEPS_IN_FLIGHT = 2
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss or gradient norm stopped being finite; the update was not kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,12 +193,7 @@ def require_finite(state: TrainState, metrics: Metrics) -> None:
     """Raise NonFiniteError, naming step and terms, if the state refused an update."""
     failure = int(state.failure)
     if failure:
-        terms = ", ".join(failed_terms(failure, metrics))
-        raise NonFiniteError(
-            f"step {int(state.step) + 1}: not finite: {terms}. The update was not kept and training stops here; the "
-            "last checkpoint is good. Lower the learning rate, clip gradients (optimizer.gradient_clip) or look at the "
-            "data of that step."
-        )
+        raise NonFiniteError(int(state.step) + 1, failed_terms(failure, metrics))
 
 
 def _means(totals: Any, setup: Setup, number: int) -> dict[str, float]:
@@ -221,12 +212,7 @@ def _validate(setup: Setup, state: TrainState, log: RunLog, number: int) -> dict
         max_images=config.validation.max_images,
     )
     result = setup.validator(state.generator_ema, batches)
-    log.scalars(number, result.metrics, prefix="validation/")
-    text = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
-    log.message(f"step {number}  validation (EMA, {batches.num_images} images):  {text}")
-    if len(result.originals):
-        log.picture(number, "reconstructions", reconstruction_grid(result.originals, result.reconstructions))
-    log.picture(number, "codebook_usage", codebook_usage_plot(result.counts))
+    report(log, number, result, batches.num_images)
     return result.metrics
 
 

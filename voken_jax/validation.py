@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -11,29 +10,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from voken_common.data.pipeline import ValidationBatches
-from voken_common.metrics import Average, psnr
 from voken_common.schema import Config
+from voken_common.validation import Validation, ValidationTotals
 from voken_jax.models.functional import Network, Weights
 from voken_jax.quantization import encode_indices, lookup
 from voken_jax.quantizers.statistics import (
     CodebookStatistics,
     init_statistics,
-    perplexity,
     update_statistics,
-    usage,
 )
 from voken_jax.sharding import batch_sharding, replicated
 from voken_jax.tokenizer_step import Perceptual
-
-
-@dataclasses.dataclass(frozen=True)
-class Validation:
-    """Metrics over all images, the first few of them with their reconstructions (in [-1, 1]), and code counts."""
-
-    metrics: dict[str, float]
-    originals: np.ndarray
-    reconstructions: np.ndarray
-    counts: np.ndarray
 
 
 class Validator:
@@ -47,29 +34,13 @@ class Validator:
 
     def __call__(self, weights: Weights, batches: ValidationBatches) -> Validation:
         """Evaluate `weights`; padding and undecodable images are left out of every mean."""
-        averages: dict[str, Average] = {}
+        totals = ValidationTotals(self._config.validation.pictures)
         statistics = init_statistics(self._config.quantizer.codebook_size)
-        originals: list[np.ndarray] = []
-        pictures: list[np.ndarray] = []
         for batch in batches:
             arrays = {k: self._to_devices(batch[k]) for k in ("image", "mask")}
             statistics, images, values = self._program(weights, statistics, arrays, self._frozen)
-            present = batch["mask"] > 0
-            reconstructions = np.asarray(images)[present]
-            values = {name: np.asarray(value)[present] for name, value in values.items()}
-            values["psnr"] = psnr(batch["image"][present], reconstructions)
-            for name, value in values.items():
-                averages.setdefault(name, Average()).update(value)
-            if sum(len(part) for part in originals) < self._config.validation.pictures:
-                originals.append(batch["image"][present])
-                pictures.append(reconstructions)
-        metrics = {name: average.mean for name, average in averages.items()}
-        metrics["codebook_usage"] = float(usage(statistics))
-        metrics["codebook_perplexity"] = float(perplexity(statistics))
-        shown = slice(self._config.validation.pictures)
-        return Validation(
-            metrics, np.concatenate(originals)[shown], np.concatenate(pictures)[shown], np.asarray(statistics.counts)
-        )
+            totals.add(batch, np.asarray(images), {name: np.asarray(value) for name, value in values.items()})
+        return totals.result(np.asarray(statistics.counts))
 
     def _to_devices(self, local: np.ndarray) -> jax.Array:
         return jax.make_array_from_process_local_data(batch_sharding(self._mesh), local)

@@ -9,8 +9,8 @@ import dataclasses
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -98,6 +98,18 @@ def start(name: DeviceName = "auto", *, fused: bool = False) -> Runtime:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group(BACKENDS[device.type], timeout=timedelta(minutes=30))
     return Runtime(device, fused)
+
+
+@contextmanager
+def session(name: DeviceName = "auto", *, fused: bool = False) -> Iterator[Runtime]:
+    """`start`, and leave the other processes when the block ends; see there.
+
+    After an error this process does not wait for the others: `torchrun` ends them.
+    """
+    runtime = start(name, fused=fused)
+    yield runtime
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def resolve(name: DeviceName, local_index: int = 0) -> torch.device:

@@ -116,6 +116,30 @@ def check_config(config: Config) -> None:
             )
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """What the other processes hold; empty where there is one. Pickled: small objects of our own only."""
+    if process_count() == 1:
+        return []
+    gathered: list[Any] = [None] * process_count()
+    dist.all_gather_object(gathered, value)
+    return [other for index, other in enumerate(gathered) if index != process_index()]
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set on any process: all of them learn it at the same step."""
+    if process_count() == 1:
+        return flag
+    votes = torch.tensor(float(flag), device=device)
+    dist.all_reduce(votes)
+    return votes.item() > 0
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    if process_count() > 1:
+        dist.barrier()
+
+
 def _mean(x: Tensor) -> Tensor:
     total = x.detach().clone()
     dist.all_reduce(total)

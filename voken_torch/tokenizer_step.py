@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from voken_common.errors import NonFiniteError
 from voken_common.schedules import Schedule
 from voken_common.schema import Config
 from voken_torch import optim
@@ -51,22 +52,6 @@ from voken_torch.state import Kept, Players, TrainState
 Images = Float[Tensor, "B 3 H W"]
 Scalar = Float[Tensor, ""]
 Metrics = dict[str, Scalar]
-
-
-class NonFiniteError(FloatingPointError):
-    """A term of a step was not finite.
-
-    Attributes:
-        step: number of the step, which was not taken.
-        terms: names of the metrics that were not finite.
-    """
-
-    def __init__(self, step: int, terms: list[str]):
-        super().__init__(
-            f"step {step}: {', '.join(terms)} not finite; the update was not kept. Look at the images of this batch, "
-            "or lower optimizer.learning_rate, or set optimizer.gradient_clip"
-        )
-        self.step, self.terms = step, terms
 
 
 class Forward(NamedTuple):
@@ -371,4 +356,4 @@ def _require_finite(metrics: Metrics, step: int) -> None:
     finite = torch.stack([torch.isfinite(value) for value in metrics.values()])
     if not finite.all().item():
         terms = [name for name, good in zip(metrics, finite.tolist(), strict=True) if not good]
-        raise NonFiniteError(step, sorted(terms))
+        raise NonFiniteError(step + 1, sorted(terms))

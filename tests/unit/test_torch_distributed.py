@@ -8,8 +8,8 @@ import torch
 import torch.multiprocessing as multiprocessing
 
 from tests.unit.test_torch_step import assert_same, build, config_of, flat, images_of
+from voken_common.errors import NonFiniteError
 from voken_torch import device, sharding
-from voken_torch.tokenizer_step import NonFiniteError
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
 

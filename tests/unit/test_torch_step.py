@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from voken_common.config import validate
+from voken_common.errors import NonFiniteError
 from voken_common.names import NameMismatch
 from voken_common.schedules import build_schedule
 from voken_torch import optim
 from voken_torch.state import averaged_autoencoder, create_state
-from voken_torch.tokenizer_step import NonFiniteError, TokenizerStep
+from voken_torch.tokenizer_step import TokenizerStep
 
 
 def config_of(kind="lfq", discriminator="blur", dtype="float64", **sections):
@@ -100,7 +101,7 @@ def test_a_failed_step_changes_nothing_and_names_its_terms(kind, discriminator):
     before = flat(state.to_dict())
     bad = images_of(1)
     bad[0, 0, 0, 0] = torch.nan
-    with pytest.raises(NonFiniteError, match=r"step 1: .*reconstruction_loss.* not finite; the update was not kept"):
+    with pytest.raises(NonFiniteError, match=r"step 2: not finite: .*reconstruction_loss.*The update was not kept"):
         step(state, bad)
     assert_same(flat(state.to_dict()), before)
     twin_step, twin = build(step.config)
@@ -116,7 +117,7 @@ def test_a_generator_that_fails_after_the_discriminator_moved():
     with torch.no_grad():
         state.players.autoencoder.codebook.mul_(1e200)
     before = flat(state.to_dict())
-    with pytest.raises(NonFiniteError, match="step 1: codebook_loss, .*quant_loss"):
+    with pytest.raises(NonFiniteError, match="step 2: not finite: codebook_loss, .*quant_loss"):
         step(state, images_of(1))
     assert_same(flat(state.to_dict()), before)
 

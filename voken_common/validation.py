@@ -1,0 +1,86 @@
+"""What an evaluation of a tokenizer on held-out images gives, and how it adds up over batches and processes.
+
+Shape letters: b = rows of a batch, k = codes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from voken_common.metrics import Average, codebook_perplexity, codebook_usage, psnr
+from voken_common.run_log import RunLog
+from voken_common.visual import codebook_usage_plot, reconstruction_grid
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """Metrics over all images, the first few of them with their reconstructions (in [-1, 1]), and code counts."""
+
+    metrics: dict[str, float]
+    originals: np.ndarray
+    reconstructions: np.ndarray
+    counts: np.ndarray
+
+
+class ValidationTotals:
+    """Sums over batches; padding and undecodable images (mask 0) are left out of every mean.
+
+    Args:
+        pictures: how many images are kept to be shown.
+    """
+
+    def __init__(self, pictures: int):
+        self._pictures = pictures
+        self._averages: dict[str, Average] = {}
+        self._shown: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def add(
+        self,
+        batch: Mapping[str, np.ndarray],
+        reconstructions: Float[np.ndarray, "b h w c"],
+        values: Mapping[str, Float[np.ndarray, " b"]],
+    ) -> None:
+        """Take one batch: its images and mask, their reconstructions, and metrics per image; PSNR is added here."""
+        present = batch["mask"] > 0
+        if not present.any():
+            return
+        originals, reconstructions = batch["image"][present], reconstructions[present]
+        for name, value in values.items():
+            self._averages.setdefault(name, Average()).update(np.asarray(value)[present])
+        self._averages.setdefault("psnr", Average()).update(psnr(originals, reconstructions))
+        if sum(len(shown) for shown, _ in self._shown) < self._pictures:
+            self._shown.append((originals, reconstructions))
+
+    def merge(self, other: ValidationTotals) -> None:
+        """Take the sums of another process; its pictures are not taken."""
+        for name, average in other._averages.items():
+            self._averages.setdefault(name, Average()).merge(average)
+
+    def without_pictures(self) -> ValidationTotals:
+        """The sums alone, to be sent to other processes."""
+        sums = ValidationTotals(0)
+        sums.merge(self)
+        return sums
+
+    def result(self, counts: Int[np.ndarray, " k"]) -> Validation:
+        """Means, pictures, and usage and perplexity of the codebook from the counts of its codes."""
+        metrics = {name: average.mean for name, average in self._averages.items()}
+        metrics["codebook_usage"] = float(codebook_usage(counts))
+        metrics["codebook_perplexity"] = float(codebook_perplexity(counts))
+        shown = zip(*self._shown, strict=True) if self._shown else ([np.empty((0, 1, 1, 3))],) * 2
+        originals, reconstructions = (np.concatenate(parts)[: self._pictures] for parts in shown)
+        return Validation(metrics, originals, reconstructions, counts)
+
+
+def report(log: RunLog, step: int, result: Validation, images: int) -> None:
+    """Scalars, a line above the progress bar, and the pictures of one validation."""
+    log.scalars(step, result.metrics, prefix="validation/")
+    text = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
+    log.message(f"step {step}  validation (EMA, {images} images):  {text}")
+    if len(result.originals):
+        log.picture(step, "reconstructions", reconstruction_grid(result.originals, result.reconstructions))
+    log.picture(step, "codebook_usage", codebook_usage_plot(result.counts))

@@ -1,0 +1,69 @@
+"""Evaluation of a tokenizer on held-out images: L1, PSNR, LPIPS when weights exist, codebook usage, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voken_common.schema import Config
+from voken_common.validation import Validation, ValidationTotals
+from voken_torch.device import Runtime
+from voken_torch.models.layers import Policy, plain_attention
+from voken_torch.models.lpips import LPIPS
+from voken_torch.quantization import encode_indices, lookup
+from voken_torch.quantizers.statistics import init_statistics, update_statistics
+from voken_torch.sharding import gather_objects
+from voken_torch.state import TrainState, averaged_autoencoder
+
+
+class Validator:
+    """Evaluation of one state's averages; it shares their memory and so follows the training.
+
+    Args:
+        config: the run.
+        state: whose averages are evaluated.
+        runtime: the device the state lives on.
+        perceptual: LPIPS on the same device, or None.
+    """
+
+    def __init__(self, config: Config, state: TrainState, runtime: Runtime, perceptual: LPIPS | None):
+        self._config, self._runtime, self._perceptual = config, runtime, perceptual
+        self._network = averaged_autoencoder(config, state, Policy(attention=runtime.attention() or plain_attention))
+
+    @torch.no_grad()
+    def __call__(self, batches: Iterable[dict[str, np.ndarray]]) -> Validation:
+        """Evaluate on this process's batches (`build_validation_batches`) and combine all processes' results.
+
+        Padding and undecodable images are left out of every mean. The pictures are those of this process.
+        """
+        totals = ValidationTotals(self._config.validation.pictures)
+        statistics = init_statistics(self._config.quantizer.codebook_size, self._runtime.device)
+        for batch in batches:
+            images = torch.from_numpy(batch["image"]).movedim(-1, 1).to(self._runtime.device)
+            reconstructions, ids, values = self._evaluate(images)
+            present = torch.from_numpy(batch["mask"] > 0).to(ids.device)
+            statistics = update_statistics(statistics, torch.where(present[:, None, None], ids, -1))
+            totals.add(batch, _array(reconstructions.movedim(1, -1)), {k: _array(v) for k, v in values.items()})
+        counts = statistics.counts.cpu().numpy()
+        for other_totals, other_counts in gather_objects((totals.without_pictures(), counts)):
+            totals.merge(other_totals)
+            counts = counts + other_counts
+        return totals.result(counts)
+
+    def _evaluate(self, images: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        network, quantizer, precision = self._network, self._config.quantizer, self._config.precision
+        images = images.to(getattr(torch, precision.param_dtype))
+        with self._runtime.autocast(precision.compute_dtype):
+            ids = encode_indices(quantizer, network.encode(images), network.codebook)
+            reconstructions = network.decode(lookup(quantizer, ids, network.codebook).to(images.dtype)).clamp(-1, 1)
+            values = {"l1": (reconstructions - images).abs().mean(dim=(1, 2, 3))}
+            if self._perceptual is not None:
+                values["lpips"] = self._perceptual(images, reconstructions)
+        return reconstructions, ids, values
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.float().cpu().numpy() if tensor.dtype == torch.bfloat16 else tensor.cpu().numpy()
