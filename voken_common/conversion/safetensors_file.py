@@ -1,0 +1,126 @@
+"""`.safetensors` files: one set of weights under torch names, with the configuration in the metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from voken_common.checkpoints import Meta, Weights
+from voken_common.errors import CheckpointError
+
+META_KEY = "voken"
+WEIGHTS_KEY = "weights"
+_HEADER_LIMIT = 100_000_000
+_ALIGNMENT = 8
+_NAMES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file opens as safetensors do: the length of a JSON header, and the header."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return len(start) == 9 and start[8:] == b"{" and 0 < int.from_bytes(start[:8], "little") <= _HEADER_LIMIT
+
+
+def read_safetensors(path: str | Path) -> tuple[Meta, dict[str, np.ndarray]]:
+    """Read a file that voken wrote.
+
+    Returns:
+        what it says about itself, and {torch name: array in torch layout}.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: not a safetensors file, damaged, or without a configuration.
+    """
+    arrays, metadata = read_raw(path)
+    meta, _ = read_metadata(metadata, str(path))
+    if meta is None:
+        raise CheckpointError(
+            f"{path} carries no configuration of voken in its metadata; voken-convert writes such files, and takes "
+            "this one together with --config FILE"
+        )
+    return meta, arrays
+
+
+def read_raw(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata of any safetensors file.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as `read_safetensors`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint file {path}")
+    try:
+        with safe_open(path, framework="np") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} is not a safetensors file, or it is damaged or incomplete ({path.stat().st_size} bytes; {error})"
+        ) from error
+
+
+def read_metadata(metadata: Mapping[str, str], origin: str) -> tuple[Meta | None, Weights | None]:
+    """What voken wrote into a file's metadata; None where somebody else wrote the file.
+
+    Raises:
+        CheckpointError, ConfigError: it was written by another version.
+    """
+    if META_KEY not in metadata:
+        return None, None
+    label = metadata.get(WEIGHTS_KEY)
+    weights: Weights | None = "ema" if label == "ema" else "raw" if label == "raw" else None
+    return Meta.from_dict(json.loads(metadata[META_KEY]), origin), weights
+
+
+def write_safetensors(file: IO[bytes], arrays: Mapping[str, np.ndarray], meta: Meta, weights: Weights) -> None:
+    """Write one set of weights, tensor by tensor: the library's own writer wants all of them contiguous at once.
+
+    Args:
+        file: opened for writing.
+        arrays: torch name -> array in torch layout, any strides.
+        meta: what the file says about itself.
+        weights: which set these are.
+
+    Raises:
+        CheckpointError: an array of a type that the format does not have.
+    """
+    unknown = {name: array.dtype for name, array in arrays.items() if array.dtype.name not in _NAMES}
+    if unknown:
+        raise CheckpointError(f"safetensors has no type for {unknown}; it has {', '.join(_NAMES)}")
+    # The widest types first keep every tensor aligned.
+    ordered = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
+    about = {"format": "pt", META_KEY: json.dumps(meta.to_dict()), WEIGHTS_KEY: weights}
+    header: dict[str, Any] = {"__metadata__": about}
+    position = 0
+    for name in ordered:
+        array = arrays[name]
+        end = position + array.nbytes
+        header[name] = {
+            "dtype": _NAMES[array.dtype.name],
+            "shape": list(array.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    file.write(len(text).to_bytes(8, "little"))
+    file.write(text)
+    for name in ordered:
+        file.write(np.ascontiguousarray(arrays[name]).view(np.uint8).data)
