@@ -320,6 +320,11 @@ class Config(Section):
                 f"model.z_channels {self.model.z_channels} must equal quantizer.code_dim {self.quantizer.code_dim}: "
                 "LFQ quantizes the encoder's output itself"
             )
+        if getattr(self.quantizer, "shard_codes", False) and self.quantizer.codebook_size % self.mesh.model:
+            raise ValueError(
+                f"quantizer.shard_codes splits {self.quantizer.codebook_size} codes over mesh.model {self.mesh.model}: "
+                "the codebook size must be divisible by it"
+            )
         if self.training.batch_size % self.optimizer.accumulate:
             raise ValueError(
                 f"training.batch_size {self.training.batch_size} is not divisible by optimizer.accumulate "

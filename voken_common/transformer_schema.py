@@ -1,0 +1,74 @@
+"""Configuration of the autoregressive transformers over tokens."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+from voken_common.schema import Section
+
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class TransformerConfig(Section):
+    """A class-conditional transformer over a square grid of tokens.
+
+    `factorized` (Open-MAGVIT2) predicts two sub-tokens per position, the second by a short transformer of its own;
+    `adaptive` (IBQ) predicts one token, every block modulated by the class.
+    """
+
+    network: Literal["factorized", "adaptive"]
+    vocabularies: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=2)]
+    """Codes per (sub-)token, in the order in which they are predicted."""
+    grid: PositiveInt = 16
+    """Tokens along one side."""
+    classes: PositiveInt = 1000
+    layers: PositiveInt
+    factorized_layers: NonNegativeInt = 0
+    heads: PositiveInt
+    width: PositiveInt
+    multiple_of: PositiveInt = 256
+    """The feed-forward width is 8/3 of the width, rounded up to a multiple of this."""
+    modulation_scale: NonNegativeFloat = 1e-3
+    """Factor on the initial gates of the adaptive blocks."""
+    token_dropout: Probability = 0.1
+    residual_dropout: Probability = 0.1
+    feed_forward_dropout: Probability = 0.1
+    label_dropout: Probability = 0.1
+    """How often training replaces the class by the one that stands for none."""
+
+    @property
+    def tokens(self) -> int:
+        """Positions of the sequence."""
+        return self.grid**2
+
+    @property
+    def head_width(self) -> int:
+        """Features per attention head."""
+        return self.width // self.heads
+
+    @property
+    def feed_forward_width(self) -> int:
+        """Hidden features of the feed-forward layer."""
+        return math.ceil(int(8 * self.width / 3) / self.multiple_of) * self.multiple_of
+
+    @model_validator(mode="after")
+    def _check(self) -> TransformerConfig:
+        if self.width % self.heads or self.head_width % 4:
+            raise ValueError(
+                f"width {self.width} over {self.heads} heads gives {self.width / self.heads:g} features per head; the "
+                "rotary embedding of rows and columns needs a multiple of 4"
+            )
+        expected = 2 if self.network == "factorized" else 1
+        if len(self.vocabularies) != expected:
+            raise ValueError(
+                f"network {self.network} predicts {expected} (sub-)token(s) per position, found vocabularies "
+                f"{self.vocabularies}"
+            )
+        if (self.network == "factorized") != (self.factorized_layers > 0):
+            raise ValueError(
+                f"factorized_layers is {self.factorized_layers}: network factorized needs at least 1, adaptive none"
+            )
+        return self

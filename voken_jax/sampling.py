@@ -1,0 +1,113 @@
+"""Generating tokens: guidance, filters, and one compiled loop over the positions.
+
+Shape legend: B samples, T tokens, S sub-tokens per position, V codes of one sub-token.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from voken_jax.models.transformer import empty_cache
+
+Guidance = Literal["constant", "linear", "power-cosine"]
+_COSINE_POWER = 2.75
+
+
+class Sampling(NamedTuple):
+    """How (sub-)tokens are drawn; tuples hold one value per sub-token. Hashable: a program is compiled for each.
+
+    Attributes:
+        scale: guidance scale; 1 means none.
+        temperature: divides the guided logits; 0 takes the most likely code.
+        top_k: codes that stay; 0 means all.
+        top_p: probability mass that stays.
+        guidance: how the scale grows over the positions: constant, linear from 1, or by a power of a cosine from 1.
+    """
+
+    scale: tuple[float, ...] = (1.0,)
+    temperature: tuple[float, ...] = (1.0,)
+    top_k: tuple[int, ...] = (0,)
+    top_p: tuple[float, ...] = (1.0,)
+    guidance: Guidance = "constant"
+
+
+def filter_logits(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Float[Array, "B V"]:
+    """Set to minus infinity what is not drawn: first all below the k-th logit (ties with it stay), then of what is left
+    every code whose more likely codes already hold more than `top_p`. The most likely code always stays.
+    """
+    if 0 < top_k < logits.shape[-1]:
+        threshold = lax.top_k(logits, top_k)[0][..., -1:]
+        logits = jnp.where(logits < threshold, -jnp.inf, logits)
+    if top_p < 1:
+        order = jnp.argsort(-logits, axis=-1)
+        ordered = jnp.take_along_axis(logits, order, axis=-1)
+        cumulative = jnp.cumsum(jax.nn.softmax(ordered), axis=-1)
+        before = jnp.concatenate([jnp.zeros_like(cumulative[..., :1]), cumulative[..., :-1]], axis=-1)
+        dropped = jnp.put_along_axis(jnp.zeros(logits.shape, bool), order, before > top_p, axis=-1, inplace=False)
+        logits = jnp.where(dropped, -jnp.inf, logits)
+    return logits
+
+
+def guidance_scale(scale: float, guidance: Guidance, number: Int[Array, ""], positions: int) -> Float[Array, ""]:
+    """The scale at one of `positions` positions."""
+    share = number / max(positions - 1, 1)
+    if guidance == "linear":
+        return 1 + (scale - 1) * share
+    if guidance == "power-cosine":
+        return 1 + (scale - 1) * 0.5 * (1 - jnp.cos(jnp.pi * share**_COSINE_POWER))
+    return jnp.full((), scale)
+
+
+def draw(logits: Float[Array, "B V"], keys: PRNGKeyArray, settings: Sampling, part: int) -> Int[Array, "B"]:
+    """One code per sample from guided logits, with a key per sample."""
+    temperature = settings.temperature[part]
+    if temperature == 0:
+        return logits.argmax(axis=-1)
+    logits = filter_logits(logits / temperature, settings.top_k[part], settings.top_p[part])
+    return jax.vmap(jax.random.categorical)(keys, logits)
+
+
+def generate(
+    model: Any, labels: Int[Array, "B"], keys: PRNGKeyArray, settings: Sampling, cache_dtype: Any = None
+) -> Int[Array, "B T S"]:
+    """All tokens of one sample per label; traceable.
+
+    Args:
+        model: a generator of `voken_jax.models.generator` holding its weights.
+        labels: a class per sample.
+        keys: a key per sample: a sample depends on its own key and label alone, whatever it is batched with.
+        settings: how to draw.
+        cache_dtype: of keys and values; None: that of the computation.
+    """
+    config, count = model.config, labels.shape[0]
+    parts = len(config.vocabularies)
+    guided = any(scale != 1 for scale in settings.scale)
+    if guided:
+        labels = jnp.concatenate([labels, jnp.full_like(labels, config.classes)])
+    prepared = model.prepare(labels)
+    dtype = cache_dtype or model.policy.compute_dtype
+    cache = empty_cache(config, prepared.stacks[0].layers, labels.shape[0], config.tokens, dtype)
+
+    def step(carry: tuple[Array, Any], number: Array) -> tuple[tuple[Array, Any], Array]:
+        x, cache = carry
+
+        def choose(logits: Array, part: int) -> Array:
+            if guided:
+                scale = guidance_scale(settings.scale[part], settings.guidance, number, config.tokens)
+                with_class, without = logits[:count], logits[count:]
+                logits = without + scale.astype(logits.dtype) * (with_class - without)
+            own = jax.vmap(lambda key: jax.random.fold_in(key, number * parts + part))(keys)
+            chosen = draw(logits, own, settings, part)
+            return jnp.concatenate([chosen, chosen]) if guided else chosen
+
+        tokens, cache = model.position(prepared, x, cache, number, choose)
+        return (model.embed(tokens[:, None]), cache), tokens[:count]
+
+    start = (prepared.condition[:, None], cache)
+    _, tokens = lax.scan(step, start, jnp.arange(config.tokens))
+    return tokens.swapaxes(0, 1)
