@@ -16,8 +16,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from voken_jax.quantizers import streaming
-from voken_jax.quantizers.streaming import Cotangents, Residuals, Settings
+from voken_jax.quantizers import rows, streaming
+from voken_jax.quantizers.assignment import Assignment, Cotangents, Settings, compute_dtype
+from voken_jax.quantizers.rows import RowResiduals
+from voken_jax.quantizers.streaming import Residuals
 
 
 class IBQOutput(NamedTuple):
@@ -161,24 +163,38 @@ def assemble(
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _soft_assignment(z: Float[Array, "N D"], codebook: Float[Array, "K D"], settings: Settings) -> SoftAssignment:
-    return as_soft(streaming.forward(z, codebook, settings), streaming.compute_dtype(z, codebook))
+    plan = rows.make_plan(z, codebook, settings) if settings.use_entropy else None
+    if plan is None:
+        result = streaming.forward(z, codebook, settings)
+    else:
+        result, _ = rows.forward(z, codebook, settings, plan)
+    return as_soft(result, compute_dtype(z, codebook))
 
 
-def as_soft(result: streaming.Assignment, dtype: Any) -> SoftAssignment:
+def as_soft(result: Assignment, dtype: Any) -> SoftAssignment:
     """The core's outputs; soft and hard lookups have the same value."""
     hard = result.hard.astype(dtype)
     return SoftAssignment(hard, hard, result.indices, result.sample_entropy, result.average_entropy)
 
 
 def _assignment_forward(z: Array, codebook: Array, settings: Settings) -> tuple[SoftAssignment, tuple[Any, ...]]:
-    result, residuals = streaming.forward_with_residuals(z, codebook, settings)
-    return as_soft(result, streaming.compute_dtype(z, codebook)), (z, codebook, residuals)
+    plan = rows.make_plan(z, codebook, settings)
+    if plan is None:
+        result, residuals = streaming.forward_with_residuals(z, codebook, settings)
+    else:
+        result, residuals = rows.forward(z, codebook, settings, plan)
+    return as_soft(result, compute_dtype(z, codebook)), (z, codebook, residuals)
 
 
-def _assignment_backward(settings: Settings, saved: tuple[Array, Array, Residuals], given: Any) -> tuple[Array, Array]:
+def _assignment_backward(
+    settings: Settings, saved: tuple[Array, Array, Residuals | RowResiduals], given: SoftAssignment
+) -> tuple[Array, Array]:
     z, codebook, residuals = saved
     cotangents = Cotangents(given.soft, given.hard, given.sample_entropy, given.average_entropy)
-    return streaming.backward(z, codebook, residuals, cotangents, settings)
+    plan = rows.make_plan(z, codebook, settings)
+    if plan is None:
+        return streaming.backward(z, codebook, residuals, cotangents, settings)
+    return rows.backward(z, codebook, residuals, cotangents, settings, plan)
 
 
 _soft_assignment.defvjp(_assignment_forward, _assignment_backward)

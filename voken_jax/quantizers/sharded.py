@@ -18,10 +18,11 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from voken_jax.quantizers import streaming
+from voken_jax.quantizers import assignment, streaming
+from voken_jax.quantizers.assignment import Assignment, Collectives, Cotangents, Settings
 from voken_jax.quantizers.ibq import IBQOutput, SoftAssignment, as_soft, check_shapes, check_temperature
 from voken_jax.quantizers.ibq import assemble as assemble_ibq
-from voken_jax.quantizers.streaming import Assignment, Collectives, Cotangents, Residuals, Settings
+from voken_jax.quantizers.streaming import Residuals
 from voken_jax.quantizers.vq import VQOutput, nearest
 from voken_jax.quantizers.vq import assemble as assemble_vq
 
@@ -192,7 +193,7 @@ def _soft_assignment(
     z: Float[Array, "N D"], codebook: Float[Array, "K D"], settings: Settings, layout: _Layout
 ) -> SoftAssignment:
     search = _shard(partial(streaming.forward, settings=settings), layout, _result_specs(layout))
-    return as_soft(search(z, codebook), streaming.compute_dtype(z, codebook))
+    return as_soft(search(z, codebook), assignment.compute_dtype(z, codebook))
 
 
 def _assignment_forward(
@@ -201,7 +202,7 @@ def _assignment_forward(
     specs = (_result_specs(layout), _residual_specs(layout, settings))
     search = _shard(partial(streaming.forward_with_residuals, settings=settings), layout, specs)
     result, residuals = search(z, codebook)
-    return as_soft(result, streaming.compute_dtype(z, codebook)), (z, codebook, residuals)
+    return as_soft(result, assignment.compute_dtype(z, codebook)), (z, codebook, residuals)
 
 
 def _assignment_backward(settings: Settings, layout: _Layout, saved: Any, given: Any) -> tuple[Array, Array]:
@@ -221,7 +222,7 @@ _soft_assignment.defvjp(_assignment_forward, _assignment_backward)
 def _lookup(codebook: Float[Array, "K D"], indices: Int[Array, "N"], layout: _Layout) -> Float[Array, "N D"]:
     """Rows of a split codebook: the owner of a row gives it to the devices that need it."""
     find = _shard(
-        partial(streaming.lookup, axes=layout.codes), layout, P(layout.tokens), (P(layout.codes), P(layout.tokens))
+        partial(assignment.lookup, axes=layout.codes), layout, P(layout.tokens), (P(layout.codes), P(layout.tokens))
     )
     return find(codebook, indices)
 
@@ -234,7 +235,7 @@ def _lookup_backward(layout: _Layout, saved: tuple[Array, Array], given: Array) 
     indices, codebook = saved
 
     def scatter(rows: Array, update: Array, codes: Array) -> Array:
-        return lax.psum(streaming.add_rows(jnp.zeros_like(codes), rows, update, layout.codes), layout.tokens)
+        return lax.psum(assignment.add_rows(jnp.zeros_like(codes), rows, update, layout.codes), layout.tokens)
 
     specs = (P(layout.tokens), P(layout.tokens), P(layout.codes))
     return _shard(scatter, layout, P(layout.codes), specs)(indices, given, codebook), None

@@ -11,7 +11,7 @@ Every function runs on local arrays. `Collectives` names the mesh axes over whic
 names nothing is exchanged, so the sharded quantizer is this same code inside `shard_map`.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,48 +19,25 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from voken_jax.quantizers import blocks
-from voken_jax.quantizers.blocks import BlockPlan, CodeBlock
-from voken_jax.quantizers.entropy import (
-    SATURATION,
-    average_entropy,
-    average_entropy_constant,
-    average_entropy_slope,
+from voken_jax.quantizers.assignment import (
+    Assignment,
+    Cotangents,
+    Settings,
+    add_rows,
+    compute_dtype,
+    logits_of,
+    lookup,
+    mask_seen,
+    matmul,
+    mean,
+    shifted,
+    total,
+    transposed,
 )
+from voken_jax.quantizers.blocks import BlockPlan, CodeBlock, column_sum
+from voken_jax.quantizers.entropy import average_entropy, average_entropy_constant, average_entropy_slope
 
-_PRECISION = lax.Precision.HIGHEST
 _NO_CODE = jnp.iinfo(jnp.int32).max
-
-
-class Collectives(NamedTuple):
-    """Mesh axes over which results are combined; empty on one device.
-
-    Attributes:
-      codes: axis names over which the codebook is split.
-      tokens: axis names over which the tokens are split.
-      average: axis names over which the average assignment is taken: `tokens`, or empty for statistics per device.
-    """
-
-    codes: tuple[str, ...] = ()
-    tokens: tuple[str, ...] = ()
-    average: tuple[str, ...] = ()
-
-
-class Settings(NamedTuple):
-    """Static settings of the soft assignment; hashable."""
-
-    temperature: float
-    use_entropy: bool
-    memory_budget_bytes: int | None
-    collectives: Collectives = Collectives()
-
-
-class Assignment(NamedTuple):
-    """Per-token results of the search, and the scalars of the entropy terms."""
-
-    hard: Float[Array, "N D"]
-    indices: Int[Array, "N"]
-    sample_entropy: Float[Array, ""]
-    average_entropy: Float[Array, ""]
 
 
 class _Search(NamedTuple):
@@ -87,47 +64,10 @@ class Residuals(NamedTuple):
     slope: Float[Array, "K"]
 
 
-def compute_dtype(*arrays: Array) -> Any:
-    """The dtype of logits: at least float32, float64 when an input is."""
-    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
-
-
 def make_plan(z: Float[Array, "N D"], codebook: Float[Array, "K D"], memory_budget_bytes: int | None) -> BlockPlan:
     """Cut N tokens and K codes for logits of `compute_dtype`."""
     itemsize = jnp.dtype(compute_dtype(z, codebook)).itemsize
     return blocks.plan_blocks(z.shape[0], codebook.shape[0], itemsize, memory_budget_bytes)
-
-
-def logits_of(codes: Float[Array, "k D"], z: Float[Array, "n D"]) -> Float[Array, "k n"]:
-    """<e_k, z_n> in `compute_dtype`; two half-precision inputs are multiplied as they are and summed in float32.
-
-    Codes come first everywhere: then none of the products of the backward pass has a transposed left operand, which
-    costs a CPU half of its matmul rate, and both passes round logits alike, which the entropy terms at temperature 0.01
-    notice.
-    """
-    dtype = compute_dtype(z, codes)
-    if z.dtype != codes.dtype:
-        z, codes = z.astype(dtype), codes.astype(dtype)
-    return lax.dot_general(codes, z, (((1,), (1,)), ((), ())), precision=_PRECISION, preferred_element_type=dtype)
-
-
-def _matmul(a: Array, b: Array) -> Array:
-    return jnp.matmul(a.astype(b.dtype), b, precision=_PRECISION)
-
-
-def _transposed(codes: Float[Array, "k D"]) -> Float[Array, "D k"]:
-    # The barrier keeps the compiler from folding this small copy back into a transposed product.
-    return lax.optimization_barrier(codes.T)
-
-
-def mask_seen(values: Float[Array, "k n"], block: CodeBlock, fill: float = 0.0) -> Float[Array, "k n"]:
-    """Replace the rows of codes that an earlier block has already counted."""
-    return values if block.fresh is None else jnp.where(block.fresh[:, None], values, fill)
-
-
-def _shifted(values: Array, maximum: Array, temperature: float) -> Array:
-    """(values - maximum) / temperature, bounded below so that exp() times it is zero and never not-a-number."""
-    return jnp.maximum((values - maximum) * (1 / temperature), -SATURATION)
 
 
 def search(
@@ -147,16 +87,16 @@ def search(
             scale = jnp.exp(state.maximum - maximum)
             weights = jnp.exp(logits - maximum)
             state = state._replace(
-                mass=state.mass * scale + weights.sum(axis=0),
-                expectation=state.expectation * scale + _matmul(_transposed(block.codes), weights),
+                mass=state.mass * scale + column_sum(weights),
+                expectation=state.expectation * scale + matmul(transposed(block.codes), weights),
             )
         if sharp:
-            shift = _shifted(state.maximum, maximum, settings.temperature)
-            exponents = _shifted(logits, maximum, settings.temperature)
+            shift = shifted(state.maximum, maximum, settings.temperature)
+            exponents = shifted(logits, maximum, settings.temperature)
             weights = jnp.exp(exponents)
             mass, moment = _rescale(state.sharp_mass, state.sharp_moment, shift)
             state = state._replace(
-                sharp_mass=mass + weights.sum(axis=0), sharp_moment=moment + (weights * exponents).sum(axis=0)
+                sharp_mass=mass + column_sum(weights), sharp_moment=moment + column_sum(weights * exponents)
             )
         return state._replace(maximum=maximum, winner=winner), None
 
@@ -187,7 +127,7 @@ def _combine(state: _Search, soft: bool, settings: Settings, plan: BlockPlan) ->
     offset = lax.axis_index(axes) * plan.codes
     maximum = lax.pmax(state.maximum, axes)
     winners = jnp.where(state.maximum == maximum, state.winner + offset, _NO_CODE)
-    shift = _shifted(state.maximum, maximum, settings.temperature)
+    shift = shifted(state.maximum, maximum, settings.temperature)
     sums = list(_rescale(state.sharp_mass, state.sharp_moment, shift)) if settings.use_entropy else []
     if soft:
         scale = jnp.exp(state.maximum - maximum)
@@ -199,26 +139,6 @@ def _combine(state: _Search, soft: bool, settings: Settings, plan: BlockPlan) ->
     if soft:
         state = state._replace(mass=sums.pop(0), expectation=sums.pop(0))
     return state
-
-
-def lookup(codebook: Float[Array, "K D"], indices: Int[Array, "*s"], axes: tuple[str, ...] = ()) -> Array:
-    """Rows of the codebook; on shards the owner of a row gives it to the others."""
-    if not axes:
-        return codebook[indices]
-    local = indices - lax.axis_index(axes) * codebook.shape[0]
-    mine = (local >= 0) & (local < codebook.shape[0])
-    rows = codebook[jnp.where(mine, local, 0)]
-    return lax.psum(jnp.where(mine[..., None], rows, 0), axes)
-
-
-def add_rows(
-    total: Float[Array, "K D"], rows: Int[Array, "N"], update: Float[Array, "N D"], axes: tuple[str, ...] = ()
-) -> Float[Array, "K D"]:
-    """The transpose of `lookup`: add each update to its row; on shards, rows of other shards are dropped."""
-    if axes:
-        local = rows - lax.axis_index(axes) * total.shape[0]
-        rows = jnp.where((local >= 0) & (local < total.shape[0]), local, total.shape[0])
-    return total.at[rows].add(update, mode="drop")
 
 
 def forward(z: Float[Array, "N D"], codebook: Float[Array, "K D"], settings: Settings) -> Assignment:
@@ -252,17 +172,9 @@ def _forward(z: Array, codebook: Array, settings: Settings, soft: bool) -> tuple
         residuals = residuals._replace(sharp_log_mass=sharp_log_mass, entropy=entropy)
         value, slope, slope_mean = _average_pass(tiles, codebook, residuals, plan, settings, soft)
         residuals = residuals._replace(slope=slope, slope_mean=slope_mean)
-        sample = _mean(blocks.from_tiles(entropy, plan).mean(), settings.collectives.tokens)
+        sample = mean(blocks.from_tiles(entropy, plan).mean(), settings.collectives.tokens)
         result = result._replace(sample_entropy=sample, average_entropy=value)
     return result, residuals
-
-
-def _mean(value: Array, axes: tuple[str, ...]) -> Array:
-    return lax.pmean(value, axes) if axes else value
-
-
-def _sum(value: Array, axes: tuple[str, ...]) -> Array:
-    return lax.psum(value, axes) if axes else value
 
 
 def _average_pass(
@@ -278,11 +190,11 @@ def _average_pass(
     weights = blocks.token_weights(plan, saved.maximum.dtype)
 
     def step(carry: tuple[Array, Array, Array], number: Array) -> tuple[tuple[Array, Array, Array], None]:
-        total, slope, slope_mean = carry
+        entropy, slope, slope_mean = carry
         block = blocks.read_block(codebook, number, plan)
 
         def sharp(tile: Array, maximum: Array, log_mass: Array) -> Array:
-            exponents = _shifted(logits_of(block.codes, tile), maximum, settings.temperature)
+            exponents = shifted(logits_of(block.codes, tile), maximum, settings.temperature)
             return mask_seen(jnp.exp(exponents - log_mass), block)
 
         def mass(tile: Array, maximum: Array, log_mass: Array, weight: Array | None = None) -> Array:
@@ -291,29 +203,20 @@ def _average_pass(
 
         per_token = (tiles, saved.maximum, saved.sharp_log_mass)
         average = blocks.sum_tiles(mass, *per_token, *(() if weights is None else (weights,))) / plan.tokens
-        average = _mean(average, axes.average)
-        total += average_entropy(average)
+        average = mean(average, axes.average)
+        entropy += average_entropy(average)
         if slopes:
             block_slope = average_entropy_slope(average)
             slope = blocks.add_block(slope, block.start, block_slope)
             # With one tile the compiler sees the same shares twice and computes them once.
-            slope_mean += blocks.map_tiles(lambda *token: _matmul(block_slope, sharp(*token)), *per_token)
-        return (total, slope, slope_mean), None
+            slope_mean += blocks.map_tiles(lambda *token: matmul(block_slope, sharp(*token)), *per_token)
+        return (entropy, slope, slope_mean), None
 
     dtype = saved.maximum.dtype
     start = (jnp.zeros((), dtype), jnp.zeros((plan.codes,), dtype), jnp.zeros_like(saved.maximum))
-    (total, slope, slope_mean), _ = lax.scan(step, start, jnp.arange(plan.blocks))
-    total = _mean(_sum(total, axes.codes), axes.tokens) + jnp.asarray(average_entropy_constant(), dtype)
-    return total, slope, _sum(slope_mean, axes.codes)
-
-
-class Cotangents(NamedTuple):
-    """Incoming gradients of the outputs of the soft assignment, in `compute_dtype`."""
-
-    soft: Float[Array, "N D"]
-    hard: Float[Array, "N D"]
-    sample_entropy: Float[Array, ""]
-    average_entropy: Float[Array, ""]
+    (entropy, slope, slope_mean), _ = lax.scan(step, start, jnp.arange(plan.blocks))
+    entropy = mean(total(entropy, axes.codes), axes.tokens) + jnp.asarray(average_entropy_constant(), dtype)
+    return entropy, slope, total(slope_mean, axes.codes)
 
 
 def backward(
@@ -335,9 +238,9 @@ def backward(
         block = blocks.read_block(codebook, number, plan)
         slope = lax.dynamic_slice_in_dim(saved.slope, block.start, plan.block) if settings.use_entropy else None
 
-        def tile_step(total: Array, packed: tuple[Array, Array, _TokenTerms]) -> tuple[Array, Array]:
+        def tile_step(update: Array, packed: tuple[Array, Array, _TokenTerms]) -> tuple[Array, Array]:
             gradient = _logit_gradient(block, slope, *packed, settings)
-            return total + _matmul(gradient, packed[0].astype(dtype)), _matmul(_transposed(block.codes), gradient)
+            return update + matmul(gradient, packed[0].astype(dtype)), matmul(transposed(block.codes), gradient)
 
         zeros = jnp.zeros((plan.block, codebook.shape[1]), dtype)
         if plan.tiles == 1:
@@ -352,8 +255,8 @@ def backward(
     (dz, dcodebook), _ = lax.scan(step, start, jnp.arange(plan.blocks))
     rows = blocks.from_tiles(saved.indices, plan)
     dcodebook = add_rows(dcodebook, rows, given.soft + given.hard, axes.codes)
-    dz = _sum(blocks.from_tiles(dz.swapaxes(1, 2), plan), axes.codes)
-    return dz.astype(z.dtype), _sum(dcodebook, axes.tokens).astype(codebook.dtype)
+    dz = total(blocks.from_tiles(dz.swapaxes(1, 2), plan), axes.codes)
+    return dz.astype(z.dtype), total(dcodebook, axes.tokens).astype(codebook.dtype)
 
 
 class _TokenTerms(NamedTuple):
@@ -384,7 +287,7 @@ def _logit_gradient(
     weights = jnp.exp(logits - term.log_normaliser)
     gradient = weights * (logits_of(block.codes.astype(upstream.dtype), upstream) - term.pull)
     if slope is not None:
-        exponents = _shifted(logits, term.maximum, settings.temperature) - term.sharp_log_mass
+        exponents = shifted(logits, term.maximum, settings.temperature) - term.sharp_log_mass
         gradient += jnp.exp(exponents) * (term.average * slope[:, None] - term.sample * exponents - term.offset)
     return mask_seen(gradient, block)
 

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from voken_jax.quantizers import blocks, streaming
+from voken_jax.quantizers import assignment, blocks
 from voken_jax.quantizers.ibq import check_shapes
+from voken_jax.quantizers.streaming import make_plan
 
 _NORM_FLOOR = 1e-12
 
@@ -70,7 +71,7 @@ def assemble(
     legacy: bool,
 ) -> VQOutput:
     """Losses of `vq` from the looked-up codes, through which the codebook gets its gradient."""
-    dtype = streaming.compute_dtype(z, codes)
+    dtype = assignment.compute_dtype(z, codes)
     values, codes = z.astype(dtype), codes.astype(dtype)
     codebook_loss = jnp.mean(jnp.square(codes - lax.stop_gradient(values)))
     commitment = jnp.mean(jnp.square(lax.stop_gradient(codes) - values))
@@ -105,13 +106,13 @@ def nearest(
 
     The score is <z, e> - |e|^2 / 2, which orders codes by distance, or the cosine up to the token's length.
     """
-    plan = streaming.make_plan(z, codebook, memory_budget_bytes)
-    dtype = streaming.compute_dtype(z, codebook)
+    plan = make_plan(z, codebook, memory_budget_bytes)
+    dtype = assignment.compute_dtype(z, codebook)
 
     def search(tile: Array) -> tuple[Array, Array]:
         def step(best: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
             block = blocks.read_block(codebook, number, plan)
-            scores = streaming.mask_seen(_scores(block.codes, tile, l2_normalize), block, -jnp.inf)
+            scores = assignment.mask_seen(_scores(block.codes, tile, l2_normalize), block, -jnp.inf)
             score, index = blocks.column_argmax(scores)
             better = score > best[0]
             return (jnp.maximum(score, best[0]), jnp.where(better, block.start + index, best[1])), None
@@ -125,7 +126,7 @@ def nearest(
 
 
 def _scores(codes: Float[Array, "k D"], z: Float[Array, "n D"], l2_normalize: bool) -> Float[Array, "k n"]:
-    products = streaming.logits_of(codes, z)
+    products = assignment.logits_of(codes, z)
     squares = jnp.sum(jnp.square(codes.astype(products.dtype)), axis=1, keepdims=True)
     if l2_normalize:
         return products / jnp.maximum(jnp.sqrt(squares), _NORM_FLOOR)
