@@ -5,35 +5,15 @@ Shape legend: B samples, T tokens, S sub-tokens per position, V codes of one sub
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from voken_common.sampling import COSINE_POWER, Guidance, Sampling
 from voken_jax.models.transformer import empty_cache
-
-Guidance = Literal["constant", "linear", "power-cosine"]
-_COSINE_POWER = 2.75
-
-
-class Sampling(NamedTuple):
-    """How (sub-)tokens are drawn; tuples hold one value per sub-token. Hashable: a program is compiled for each.
-
-    Attributes:
-        scale: guidance scale; 1 means none.
-        temperature: divides the guided logits; 0 takes the most likely code.
-        top_k: codes that stay; 0 means all.
-        top_p: probability mass that stays.
-        guidance: how the scale grows over the positions: constant, linear from 1, or by a power of a cosine from 1.
-    """
-
-    scale: tuple[float, ...] = (1.0,)
-    temperature: tuple[float, ...] = (1.0,)
-    top_k: tuple[int, ...] = (0,)
-    top_p: tuple[float, ...] = (1.0,)
-    guidance: Guidance = "constant"
 
 
 def filter_logits(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Float[Array, "B V"]:
@@ -59,7 +39,7 @@ def guidance_scale(scale: float, guidance: Guidance, number: Int[Array, ""], pos
     if guidance == "linear":
         return 1 + (scale - 1) * share
     if guidance == "power-cosine":
-        return 1 + (scale - 1) * 0.5 * (1 - jnp.cos(jnp.pi * share**_COSINE_POWER))
+        return 1 + (scale - 1) * 0.5 * (1 - jnp.cos(jnp.pi * share**COSINE_POWER))
     return jnp.full((), scale)
 
 

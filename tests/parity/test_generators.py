@@ -10,11 +10,12 @@ import optax
 
 from tests.golden_cases import FORWARD_FLOAT32, assert_close, assert_numbers, uniform, weights_for
 from voken_common import names
+from voken_common.sampling import Sampling
 from voken_common.transformer_schema import TransformerConfig
 from voken_jax.models.functional import Network
 from voken_jax.models.generator import build_generator
 from voken_jax.models.layers import Policy
-from voken_jax.sampling import Sampling, filter_logits, generate
+from voken_jax.sampling import filter_logits, generate
 
 KINDS = ["ar_magvit2", "ar_ibq", "top_k_top_p"]
 
