@@ -20,3 +20,7 @@ class NonFiniteError(ArithmeticError):
             "of that step."
         )
         self.step, self.terms = step, terms
+
+
+class RefusedError(CheckpointError):
+    """A checkpoint that names objects which are not data; nothing of it was run."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 Project = Literal["Open-MAGVIT2", "IBQ"]
@@ -148,6 +149,22 @@ MODELS: tuple[PublishedModel, ...] = (
     _generator("IBQ", "XL", 1076.1, 2.14, 278.99),
     _generator("IBQ", "XXL", 2063.3, 2.05, 286.73),
 )
+
+
+def config_file(model: PublishedModel) -> Path:
+    """The file that trains a model; `config` of the model must not be None.
+
+    Raises:
+        FileNotFoundError: this installation has no configurations.
+    """
+    assert model.config is not None, f"{model.full_name} has no configuration yet"
+    package = Path(__file__).parent
+    # An installed package carries them inside; in the source tree they lie beside it.
+    places = [package / model.config, package.parent / model.config]
+    for place in places:
+        if place.is_file():
+            return place
+    raise FileNotFoundError(f"no configuration of {model.full_name}; looked for {' and '.join(map(str, places))}")
 
 
 def find(name: str) -> PublishedModel:

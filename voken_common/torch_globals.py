@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import ml_dtypes
 import numpy as np
 
-from voken_common.errors import CheckpointError
+from voken_common.errors import CheckpointError, RefusedError
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def find_global(module: str, name: str, *, inert: bool) -> Any:
         inert: give a class of `Inert` for an unknown name instead of refusing it.
 
     Raises:
-        CheckpointError: the name is not in the table and `inert` is false.
+        RefusedError: the name is not in the table and `inert` is false.
     """
     full = f"{module}.{name}"
     if (module, name) in _CONSTRUCTORS:
@@ -218,8 +218,8 @@ def find_global(module: str, name: str, *, inert: bool) -> Any:
     if inert:
         return _inert_type(full)
     if module.startswith("__torch__"):
-        raise CheckpointError(f"refused: a TorchScript archive (it names {full}); expected a checkpoint of weights")
-    raise CheckpointError(
+        raise RefusedError(f"refused: a TorchScript archive (it names {full}); expected a checkpoint of weights")
+    raise RefusedError(
         f"refused: it names {full}, which is not data; expected tensors and plain containers. Nothing was run. If you "
         "trust the source, unknown='inert' reads the tensors and leaves such objects as inert records"
     )

@@ -62,7 +62,8 @@ def load(path: str | Path, *, unknown: Unknown = "refuse") -> Any:
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: the file is not a torch checkpoint, is damaged or incomplete, or names something unknown.
+        CheckpointError: the file is not a torch checkpoint, or is damaged or incomplete.
+        RefusedError: it names something unknown.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,7 +80,7 @@ def load(path: str | Path, *, unknown: Unknown = "refuse") -> Any:
                 root, storages = _read_legacy(file, unknown)
             return _materialise(root, storages, set())
         except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from error
+            raise type(error)(f"{path}: {error}") from error
         except _DAMAGE as error:
             raise CheckpointError(
                 f"{path} is not a torch checkpoint, or it is damaged or incomplete ({path.stat().st_size} bytes; "

@@ -2,7 +2,8 @@
 
 A step is a folder of named items, so that a reader takes only what it needs: `generator_ema` and `generator` (flat
 dictionaries of weights), `rest` (everything else of the TrainState), `data` (the iterator) and `meta` (configuration,
-step, metrics). Orbax writes a step under a temporary name and renames it when it is whole.
+step, metrics). A step for inference has `meta` and at least one of the two sets of weights. Orbax writes a step under a
+temporary name and renames it when it is whole.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import checkpoint_managers
 
 from voken_common.checkpoints import (
@@ -29,7 +32,11 @@ from voken_common.checkpoints import (
 )
 from voken_common.errors import CheckpointError
 from voken_common.schema import CheckpointConfig, Config
+from voken_jax.losses import LecamAverages
 from voken_jax.state import TrainState
+
+DATA_FILE = Path("data", "process_0-of-1.json")
+"""Grain's file of the iterator's state, inside a step; processes of a larger run write one each, all the same."""
 
 
 class Checkpoints:
@@ -82,18 +89,44 @@ class Checkpoints:
         self._manager.save(step, args=items, metrics=metrics if self._metric in metrics else None)
 
     def restore(self, abstract: TrainState, iterator: grain.DatasetIterator) -> TrainState:
-        """The newest step, onto the shapes and shardings of `abstract`; the iterator is moved to its position."""
-        fields = _fields(abstract)
+        """The newest step, onto the shapes and shardings of `abstract`; the iterator is moved to its position.
+
+        Numbers of devices and processes may differ from those of the run that saved it; LeCAM averages of another
+        number of devices become their mean.
+
+        Raises:
+            CheckpointError: the step is one for inference.
+            DataError: the data or the seed are not the ones of the step.
+        """
+        step = self._manager.latest_step()
+        folder, fields = Path(self._manager.directory) / str(step), _fields(abstract)
+        data = read_data(folder)
+        if not (folder / "rest").is_dir() or data is None:
+            raise CheckpointError(
+                f"{folder} holds weights for inference and no training state, so training cannot continue from it; "
+                "use another --workdir"
+            )
+        own: Any = abstract.lecam.real
+        entries = _lecam_entries(folder)
+        if own.shape != (entries,):
+            everywhere = NamedSharding(own.sharding.mesh, PartitionSpec())
+            saved: Any = jax.ShapeDtypeStruct((entries,), own.dtype, sharding=everywhere)
+            fields["lecam"] = LecamAverages(saved, saved)
         restored = self._manager.restore(
-            self._manager.latest_step(),
+            step,
             args=ocp.args.Composite(
                 generator=ocp.args.StandardRestore(fields.pop("generator")),
                 generator_ema=ocp.args.StandardRestore(fields.pop("generator_ema")),
                 rest=ocp.args.StandardRestore(fields),
-                data=grain.checkpoint.CheckpointRestore(iterator),
             ),
         )
-        return TrainState(**restored.rest, generator=restored.generator, generator_ema=restored.generator_ema)
+        iterator.set_state(data)
+        iterator.start_prefetch()
+        state = TrainState(**restored.rest, generator=restored.generator, generator_ema=restored.generator_ema)
+        if own.shape != (entries,):
+            spread = jax.jit(lambda values: jnp.broadcast_to(values.mean(), own.shape), out_shardings=own.sharding)
+            state = state.replace(lecam=jax.tree.map(spread, state.lecam))
+        return state
 
     def meta(self, step: int) -> Meta:
         """What a step on disk says about itself."""
@@ -135,21 +168,45 @@ def read_meta(step_folder: Path) -> Meta:
     return Meta.from_dict(values, origin=str(file))
 
 
-def load_generator(step_folder: Path, abstract: dict[str, Any], weights: Weights = "ema") -> dict[str, jax.Array]:
+def read_data(step_folder: Path) -> dict[str, Any] | None:
+    """Position in the data that a step was saved at; the same in the file of every process. None: for inference."""
+    files = sorted((step_folder / DATA_FILE).parent.glob("process_*.json"))
+    try:
+        return json.loads(files[0].read_text()) if files else None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{files[0]} cannot be read ({error}); the step is damaged, use another one") from error
+
+
+def load_generator(step_folder: Path, abstract: dict[str, Any], weights: Weights | None = None) -> dict[str, jax.Array]:
     """The generator's weights of a step folder, and nothing else of it.
 
     Args:
         step_folder: as `find_step` gives it.
         abstract: name -> ShapeDtypeStruct of what the network needs; more or less on disk is an error.
-        weights: `ema` (averages) or `raw`.
+        weights: `ema` (averages) or `raw`; None: averages if there are any.
 
     Returns:
         name -> array, all on one device: without a place to go to, Orbax asks for the very devices of the run.
+
+    Raises:
+        CheckpointError: that set is not there.
     """
+    there: list[Weights] = [kind for kind, item in ITEMS.items() if (step_folder / item).is_dir()]
+    chosen: Weights = weights or (there[0] if there else "ema")
+    if chosen not in there:
+        raise CheckpointError(f"{step_folder} holds no {ITEMS[chosen]}; it has {' and '.join(there) or 'no weights'}")
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in abstract.items()}
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(step_folder.absolute() / ITEMS[weights], placed)
+        return checkpointer.restore(step_folder.absolute() / ITEMS[chosen], placed)
+
+
+def _lecam_entries(step_folder: Path) -> int:
+    handler = ocp.PyTreeCheckpointHandler()
+    try:
+        return handler.metadata(step_folder.absolute() / "rest").tree["lecam"]["real"].shape[0]
+    finally:
+        handler.close()
 
 
 def _fields(state: TrainState) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
 from voken_common.checkpoints import Step, Weights
-from voken_common.names import require_same_shapes
+from voken_common.conversion.safetensors_file import is_safetensors, read_safetensors
+from voken_common.errors import CheckpointError
+from voken_common.names import require_same_shapes, to_jax
 from voken_common.pixels import pad_to_multiple
 from voken_common.schema import Config
 from voken_jax.checkpoint import find_step, load_generator, read_meta
@@ -42,20 +44,35 @@ class Tokenizer:
         self._decode = jax.jit(self._decode_program)
 
     @classmethod
-    def load(cls, checkpoint: str | Path, *, step: Step = "latest", weights: Weights = "ema") -> Tokenizer:
-        """Read a checkpoint; nothing but its folder is needed.
+    def load(cls, checkpoint: str | Path, *, step: Step = "latest", weights: Weights | None = None) -> Tokenizer:
+        """Read a checkpoint; nothing but its place is needed.
 
         Args:
-            checkpoint: a work directory or the folder of one step.
+            checkpoint: a work directory, the folder of one step, or a .safetensors file of voken.
             step: which step of a work directory.
-            weights: `ema` (averages, for evaluation) or `raw`.
+            weights: `ema` (averages, for evaluation) or `raw`; None: averages if there are any, and what a
+                .safetensors file holds.
 
         Raises:
-            CheckpointError: there is no such checkpoint, or it cannot be read.
+            CheckpointError: there is no such checkpoint, or it cannot be read. Other files become one of these by
+                `voken-convert`.
         """
+        if Path(checkpoint).is_file():
+            return cls._load_file(Path(checkpoint), weights)
         folder = find_step(checkpoint, step)
         config = read_meta(folder).config
         return cls(config, load_generator(folder, build_autoencoder(config).parameters, weights))
+
+    @classmethod
+    def _load_file(cls, path: Path, weights: Weights | None) -> Tokenizer:
+        if not is_safetensors(path):
+            raise CheckpointError(
+                f"{path} is neither a directory nor a .safetensors file: `voken-convert {path} DIRECTORY` makes one "
+                "of other checkpoints"
+            )
+        meta, arrays = read_safetensors(path, weights)
+        dtype = jnp.dtype(meta.config.precision.param_dtype)
+        return cls(meta.config, {name: jnp.asarray(array, dtype) for name, array in to_jax(arrays).items()})
 
     @property
     def downsampling(self) -> int:

@@ -38,23 +38,29 @@ def is_safetensors(path: Path) -> bool:
     return len(start) == 9 and start[8:] == b"{" and 0 < int.from_bytes(start[:8], "little") <= _HEADER_LIMIT
 
 
-def read_safetensors(path: str | Path) -> tuple[Meta, dict[str, np.ndarray]]:
+def read_safetensors(path: str | Path, weights: Weights | None = None) -> tuple[Meta, dict[str, np.ndarray]]:
     """Read a file that voken wrote.
+
+    Args:
+        path: the file.
+        weights: the set that is wanted; None: whichever it holds.
 
     Returns:
         what it says about itself, and {torch name: array in torch layout}.
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: not a safetensors file, damaged, or without a configuration.
+        CheckpointError: not a safetensors file, damaged, without a configuration, or with the other set of weights.
     """
     arrays, metadata = read_raw(path)
-    meta, _ = read_metadata(metadata, str(path))
+    meta, found = read_metadata(metadata, str(path))
     if meta is None:
         raise CheckpointError(
             f"{path} carries no configuration of voken in its metadata; voken-convert writes such files, and takes "
             "this one together with --config FILE"
         )
+    if weights not in (None, found):
+        raise CheckpointError(f"{path} holds the {found} weights, not the {weights} ones; convert those to a file too")
     return meta, arrays
 
 

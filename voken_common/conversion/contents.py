@@ -1,0 +1,235 @@
+"""The contents of a checkpoint, apart from its format; what they must agree with, and what each format can hold."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from voken_common import names
+from voken_common.checkpoints import Meta, Weights
+from voken_common.errors import CheckpointError
+from voken_common.schema import Config
+
+Arrays = dict[str, np.ndarray]
+"""Torch name -> array in torch layout."""
+Format = Literal["orbax", "torch", "safetensors", "lightning"]
+
+_SHOWN = 8
+_TITLES: dict[Weights, str] = {"raw": "raw weights", "ema": "averaged weights (EMA)"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The shape of a weight, in torch layout."""
+
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """Torch names and shapes of the networks of a configuration.
+
+    Attributes:
+        generator: the autoencoder with its quantizer.
+        discriminator: what is trained of it.
+        buffers: what is not: running statistics and constants.
+    """
+
+    generator: dict[str, Shape]
+    discriminator: dict[str, Shape]
+    buffers: dict[str, Shape]
+
+
+@dataclasses.dataclass
+class Moments:
+    """Adam's state: updates taken, and the first and second moments by parameter."""
+
+    count: int
+    mu: Arrays
+    nu: Arrays
+
+
+@dataclasses.dataclass
+class Training:
+    """What a run needs beside weights to go on.
+
+    Attributes:
+        rng: two words of 32 bits.
+        generator_optimizer, discriminator_optimizer: Adam's states.
+        lecam: averages of the logits, `real` and `fake`, one entry per statistics scope.
+    """
+
+    rng: np.ndarray
+    generator_optimizer: Moments
+    discriminator_optimizer: Moments
+    lecam: Arrays
+
+
+@dataclasses.dataclass
+class Contents:
+    """A checkpoint in memory; arrays may be views of a mapped file.
+
+    Attributes:
+        origin: where it was read, for messages.
+        format: how it was written there.
+        config: the run's configuration, None where the file does not carry one.
+        step, metrics: as in `Meta`.
+        weights: the sets of generator weights it holds.
+        discriminator: parameters and buffers together, as in its state dict.
+        discriminator_ema: averages of its parameters.
+        training: the rest of a training state; comes with a discriminator and its averages.
+        data: position in the data.
+        unnamed_averages: averages of a Lightning file under names without dots, until the network is known.
+        dropped: what is left behind, and why.
+    """
+
+    origin: str
+    format: Format
+    config: Config | None = None
+    step: int = 0
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    weights: dict[Weights, Arrays] = dataclasses.field(default_factory=dict)
+    discriminator: Arrays | None = None
+    discriminator_ema: Arrays | None = None
+    training: Training | None = None
+    data: dict[str, Any] | None = None
+    unnamed_averages: Arrays = dataclasses.field(default_factory=dict)
+    dropped: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def meta(self) -> Meta:
+        """What a checkpoint with these contents says about itself."""
+        assert self.config is not None, "the configuration is found before anything is written"
+        return Meta(self.config, self.step, self.metrics)
+
+    def release(self) -> None:
+        """Let go of all arrays."""
+        self.weights, self.unnamed_averages = {}, {}
+        self.discriminator = self.discriminator_ema = self.training = None
+
+    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+        """(description, array) of everything that is in it."""
+        for kind, arrays in self.weights.items():
+            yield from ((f"{name} of the {_TITLES[kind]}", array) for name, array in arrays.items())
+        for title, group in (("discriminator", self.discriminator), ("discriminator's EMA", self.discriminator_ema)):
+            yield from ((f"{name} of the {title}", array) for name, array in (group or {}).items())
+        if self.training is not None:
+            yield from ((f"LeCAM average {side}", array) for side, array in self.training.lecam.items())
+            for player in ("generator", "discriminator"):
+                moments = getattr(self.training, f"{player}_optimizer")
+                for title, group in (("first", moments.mu), ("second", moments.nu)):
+                    of = f"{title} moments of the {player}'s optimizer"
+                    yield from ((f"{name} of the {of}", array) for name, array in group.items())
+
+    def kept(self) -> list[str]:
+        """One line per part, for people."""
+        lines = [f"{_TITLES[kind]}: {_describe(arrays)}" for kind, arrays in self.weights.items()]
+        if self.discriminator is not None:
+            averages = "" if self.discriminator_ema is None else " and its averages"
+            lines.append(f"discriminator{averages}: {_describe(self.discriminator)}")
+        if self.training is not None:
+            lines.append("training state: both optimizers, LeCAM averages, random numbers")
+        if self.data is not None:
+            lines.append("position in the data")
+        return lines
+
+
+def narrow(contents: Contents, target: Format, weights: Weights | None) -> None:
+    """Leave behind, in place, what is not asked for and what the target cannot hold; `dropped` says why.
+
+    Args:
+        contents: what the source has.
+        target: the format to write.
+        weights: only this set, for inference; None: everything there is.
+
+    Raises:
+        CheckpointError: the set that is asked for is not there.
+    """
+    if weights is not None:
+        if weights not in contents.weights:
+            there = " and ".join(_TITLES[kind] for kind in contents.weights) or "no weights"
+            raise CheckpointError(f"{contents.origin} holds {there}, not the {_TITLES[weights]} asked for")
+        _keep_set(contents, weights, f"--weights {weights} asks for the other set")
+        _drop_training(contents, f"--weights {weights} asks for a checkpoint for inference")
+        _drop_discriminator(contents, "inference needs none")
+    elif target == "safetensors":
+        _keep_set(contents, "ema" if "ema" in contents.weights else "raw", "a .safetensors file holds one set")
+        _drop_training(contents, "a .safetensors file holds weights only")
+        _drop_discriminator(contents, "a .safetensors file holds one network")
+    elif target == "lightning":
+        _drop_training(contents, "another program's optimizers are not written")
+    elif contents.training is None:
+        _drop_discriminator(contents, "no optimizer state comes with it, so no training can go on from it")
+
+
+def check_networks(contents: Contents, manifest: Manifest) -> None:
+    """Everything must be exactly what the networks of the configuration have.
+
+    Raises:
+        NameMismatch: names or shapes are missing, unexpected or different; all are listed.
+    """
+    where = contents.origin
+    for kind, arrays in contents.weights.items():
+        names.require_same_shapes(arrays, manifest.generator, f"{where}, {_TITLES[kind]}")
+    if contents.discriminator is not None:
+        expected = manifest.discriminator | manifest.buffers
+        names.require_same_shapes(contents.discriminator, expected, f"{where}, discriminator")
+    if contents.discriminator_ema is not None:
+        names.require_same_shapes(contents.discriminator_ema, manifest.discriminator, f"{where}, discriminator's EMA")
+    if contents.training is not None:
+        for player in ("generator", "discriminator"):
+            moments, expected = getattr(contents.training, f"{player}_optimizer"), getattr(manifest, player)
+            for group in (moments.mu, moments.nu):
+                names.require_same_shapes(group, expected, f"{where}, {player}'s optimizer")
+
+
+def check_finite(contents: Contents, allow_nonfinite: bool) -> None:
+    """Read every tensor once, with a progress bar where that takes long.
+
+    Raises:
+        CheckpointError: some are not finite, and that is not allowed.
+    """
+    bad = []
+    total = sum(array.nbytes for _, array in contents.tensors())
+    with tqdm(total=total, unit="B", unit_scale=True, desc="checking", delay=2, leave=False) as bar:
+        for what, array in contents.tensors():
+            if not np.issubdtype(array.dtype, np.integer) and (count := array.size - np.isfinite(array).sum()):
+                bad.append(f"  {what}: {count} of {array.size} values are NaN or infinite")
+            bar.update(array.nbytes)
+    if bad and not allow_nonfinite:
+        more = [f"  ... and {len(bad) - _SHOWN} more"] if len(bad) > _SHOWN else []
+        raise CheckpointError(
+            "\n".join([f"{contents.origin}: {len(bad)} tensor(s) are not finite", *bad[:_SHOWN], *more])
+            + "\nTake an earlier step of that run, or pass --allow-nonfinite to convert it as it is"
+        )
+
+
+def _keep_set(contents: Contents, weights: Weights, reason: str) -> None:
+    for other in [kind for kind in contents.weights if kind != weights]:
+        contents.dropped.append(f"{_TITLES[other]}: {reason}")
+        del contents.weights[other]
+
+
+def _drop_training(contents: Contents, reason: str) -> None:
+    if contents.training is not None:
+        contents.dropped.append(f"training state: {reason}")
+        contents.training = None
+    if contents.data is not None:
+        contents.dropped.append("position in the data: no training goes on from there")
+        contents.data = None
+
+
+def _drop_discriminator(contents: Contents, reason: str) -> None:
+    if contents.discriminator is not None:
+        contents.dropped.append(f"discriminator: {reason}")
+    contents.discriminator = contents.discriminator_ema = None
+
+
+def _describe(arrays: Mapping[str, np.ndarray]) -> str:
+    megabytes = sum(array.nbytes for array in arrays.values()) / 1e6
+    types = ", ".join(sorted({array.dtype.name for array in arrays.values()}))
+    return f"{len(arrays)} tensors, {megabytes:.1f} MB, {types}"

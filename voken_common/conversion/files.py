@@ -1,0 +1,72 @@
+"""Reading a checkpoint file of any format; which one it is shows its content, never its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from voken_common import torch_pickle
+from voken_common.conversion import lightning, torch_file
+from voken_common.conversion.contents import Contents
+from voken_common.conversion.safetensors_file import is_safetensors, read_metadata, read_raw
+from voken_common.errors import CheckpointError, RefusedError
+
+Objects = Literal["refuse", "skip"]
+_EXPECTED = (
+    "a Lightning checkpoint (state_dict), a checkpoint of voken (PyTorch .pt, or a directory of Orbax), or .safetensors"
+)
+
+
+def read_file(path: Path, objects: Objects = "refuse", load_trusted: Callable[[Path], Any] | None = None) -> Contents:
+    """Read a checkpoint file; tensors of torch files are views of the mapped file.
+
+    Args:
+        path: the file.
+        objects: what to do with a torch file that holds more than tensors and plain values: "refuse", or "skip" them.
+            Nothing of them runs either way.
+        load_trusted: reads a file that would be refused, and may run what is in it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: not a checkpoint, or a damaged one; RefusedError where it holds more than data.
+        NameMismatch: weights that belong to no known kind of model.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {path}; expected {_EXPECTED}")
+    if is_safetensors(path):
+        return _read_safetensors(path)
+    root = _read_torch(path, objects, load_trusted)
+    origin = str(path)
+    if torch_file.is_own(root):
+        return torch_file.to_contents(root, origin)
+    if isinstance(root, Mapping) and ("state_dict" in root or lightning.is_state_dict(root)):
+        return lightning.to_contents(root, origin)
+    found = f"entries {', '.join(map(str, list(root)[:8]))}" if isinstance(root, Mapping) else type(root).__name__
+    raise CheckpointError(f"{path} is a torch file with {found}; expected {_EXPECTED}")
+
+
+def _read_torch(path: Path, objects: Objects, load_trusted: Callable[[Path], Any] | None) -> Any:
+    try:
+        return torch_pickle.load(path, unknown="inert" if objects == "skip" else "refuse")
+    except RefusedError as error:
+        if load_trusted is not None:
+            return load_trusted(path)
+        raise RefusedError(
+            f"{error}. On the command line: --skip-objects does so, and runs nothing; --allow-pickle loads the file "
+            "with torch and RUNS whatever code it holds"
+        ) from error
+
+
+def _read_safetensors(path: Path) -> Contents:
+    arrays, metadata = read_raw(path)
+    meta, weights = read_metadata(metadata, str(path))
+    contents = Contents(str(path), "safetensors", weights={weights or "raw": arrays})
+    if meta is not None:
+        contents.config, contents.step, contents.metrics = meta.config, meta.step, meta.metrics
+    else:
+        found = lightning.sort_state_dict(arrays, str(path))
+        contents.weights = {"raw": found.generator}
+        contents.discriminator = found.discriminator or None
+        contents.unnamed_averages = found.averages
+    return contents

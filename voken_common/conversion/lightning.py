@@ -1,0 +1,183 @@
+"""The layout of the published checkpoints: a PyTorch Lightning file with every weight of a run in one `state_dict`.
+
+Weights have their torch names, the discriminator's and LPIPS's with a prefix; averages have the names of what they
+average with all dots removed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+
+from voken_common import names
+from voken_common.checkpoints import Meta
+from voken_common.conversion.contents import Arrays, Contents, Manifest
+from voken_common.errors import CheckpointError
+
+Part = Literal["generator", "discriminator", "perceptual", "averages"]
+
+VERSION = "2.2.0"
+"""Of Lightning, whose layout this is."""
+OWN_KEY = "voken"
+"""Where a file that voken wrote carries its configuration."""
+_BOOKKEEPING = (names.EMA_PREFIX + "decay", names.EMA_PREFIX + "num_updates")
+_CONVERTED = ("state_dict", "global_step", "epoch", "pytorch-lightning_version", OWN_KEY)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A kind of model: which part of a run the weights under each prefix are."""
+
+    name: str
+    parts: Mapping[str, Part]
+
+
+IMAGE_TOKENIZER = Family(
+    "image tokenizer",
+    MappingProxyType(
+        {
+            "encoder.": "generator",
+            "decoder.": "generator",
+            "quantize.": "generator",
+            "quant_conv.": "generator",
+            "post_quant_conv.": "generator",
+            names.DISCRIMINATOR_PREFIX: "discriminator",
+            names.PERCEPTUAL_PREFIX: "perceptual",
+            names.EMA_PREFIX: "averages",
+        }
+    ),
+)
+FAMILIES = (IMAGE_TOKENIZER,)
+
+
+@dataclasses.dataclass
+class Sorted:
+    """A state dict sorted by part; averages keep the names they have in the file."""
+
+    generator: Arrays
+    discriminator: Arrays
+    perceptual: Arrays
+    averages: Arrays
+
+
+def sort_state_dict(state_dict: Arrays, origin: str) -> Sorted:
+    """Sort weights by their prefixes.
+
+    Raises:
+        NameMismatch: weights under prefixes that no family has.
+    """
+    family = max(FAMILIES, key=lambda candidate: sum(_prefix(key, candidate) is not None for key in state_dict))
+    found: dict[Part, Arrays] = {"generator": {}, "discriminator": {}, "perceptual": {}, "averages": {}}
+    foreign = []
+    for key, array in state_dict.items():
+        prefix = _prefix(key, family)
+        if prefix is None:
+            foreign.append(key)
+            continue
+        part = family.parts[prefix]
+        whole_name = part in ("generator", "averages")
+        found[part][key if whole_name else key.removeprefix(prefix)] = array
+    if foreign:
+        raise names.NameMismatch(
+            f"{origin}: {len(foreign)} unexpected weight(s), such as {', '.join(foreign[:4])}; the weights of an "
+            f"{family.name} lie under {', '.join(family.parts)}"
+        )
+    return Sorted(**found)
+
+
+def is_state_dict(root: Mapping[Any, Any]) -> bool:
+    """Whether a mapping is weights by name, some of them of a known family."""
+    names_only = all(isinstance(key, str) and isinstance(value, np.ndarray) for key, value in root.items())
+    return names_only and any(_prefix(key, family) is not None for key in root for family in FAMILIES)
+
+
+def to_contents(root: Mapping[str, Any], origin: str) -> Contents:
+    """Read a Lightning checkpoint, or a bare state dict, that was loaded as arrays.
+
+    The averages stay unnamed: what they average is known only with the network, see `resolve_averages`.
+
+    Raises:
+        NameMismatch: weights that belong nowhere.
+        CheckpointError: values that are no tensors.
+    """
+    state_dict = root.get("state_dict", root)
+    if not isinstance(state_dict, Mapping):
+        raise CheckpointError(f"{origin}: state_dict is {type(state_dict).__name__}; expected weights by name")
+    wrong = {key: type(value).__name__ for key, value in state_dict.items() if not isinstance(value, np.ndarray)}
+    if wrong:
+        raise CheckpointError(f"{origin}: the state dict holds {wrong}; expected tensors only")
+    found = sort_state_dict(dict(state_dict), origin)
+    contents = Contents(origin, "lightning", weights={"raw": found.generator})
+    contents.discriminator = found.discriminator or None
+    if found.perceptual:
+        contents.dropped.append(f"{len(found.perceptual)} weights of the perceptual loss: every run loads them anew")
+    if "state_dict" in root:
+        contents.step = int(root.get("global_step", 0))
+        others = sorted(str(key) for key, value in root.items() if key not in _CONVERTED and value)
+        if others:
+            contents.dropped.append(f"{', '.join(others)}: belongs to the program that wrote the file")
+    if OWN_KEY in root:
+        meta = Meta.from_dict(root[OWN_KEY], origin)
+        contents.config, contents.step, contents.metrics = meta.config, meta.step, meta.metrics
+    contents.unnamed_averages = {key: array for key, array in found.averages.items() if key not in _BOOKKEEPING}
+    return contents
+
+
+def resolve_averages(contents: Contents, manifest: Manifest) -> None:
+    """Give the unnamed averages of `contents` the names of what they average, in place.
+
+    Raises:
+        NameMismatch: some are missing or belong to nothing.
+    """
+    averages = contents.unnamed_averages
+    if not averages:
+        return
+    generator = {names.ema_name(name): name for name in manifest.generator}
+    prefixed = {names.ema_name(names.DISCRIMINATOR_PREFIX + name): name for name in manifest.discriminator}
+    if len(generator) < len(manifest.generator) or len(prefixed) < len(manifest.discriminator):
+        raise names.NameMismatch("two weights of this network have one name without dots: their averages are lost")
+    has_discriminator = any(key in prefixed for key in averages)
+    expected = [*generator, *(prefixed if has_discriminator else ())]
+    names.require_same_names(averages, expected, f"{contents.origin}, averages")
+    contents.weights["ema"] = {name: averages[key] for key, name in generator.items()}
+    if has_discriminator and contents.discriminator is not None:
+        contents.discriminator_ema = {name: averages[key] for key, name in prefixed.items()}
+    contents.unnamed_averages = {}
+
+
+def from_contents(contents: Contents) -> dict[str, Any]:
+    """The Lightning checkpoint with these contents.
+
+    Plain names have the raw weights. Where there are only averages these have both names, since every reader of the
+    layout wants the plain ones.
+    """
+    state_dict: Arrays = dict(contents.weights.get("raw") or contents.weights["ema"])
+    discriminator = contents.discriminator or {}
+    state_dict |= {names.DISCRIMINATOR_PREFIX + name: array for name, array in discriminator.items()}
+    if "ema" in contents.weights:
+        config = contents.meta.config
+        state_dict[_BOOKKEEPING[0]] = np.array(config.optimizer.ema_decay, np.float32)
+        # In the reference this says that the decay is constant; a count would make it warm up.
+        state_dict[_BOOKKEEPING[1]] = np.array(-1, np.int32)
+        state_dict |= {names.ema_name(name): array for name, array in contents.weights["ema"].items()}
+        averages = contents.discriminator_ema or {}
+        state_dict |= {names.ema_name(names.DISCRIMINATOR_PREFIX + n): array for n, array in averages.items()}
+    return {
+        "epoch": 0,
+        "global_step": contents.step,
+        "pytorch-lightning_version": VERSION,
+        "state_dict": state_dict,
+        "loops": {},
+        "callbacks": {},
+        "optimizer_states": [],
+        "lr_schedulers": [],
+        OWN_KEY: contents.meta.to_dict(),
+    }
+
+
+def _prefix(key: str, family: Family) -> str | None:
+    return next((prefix for prefix in family.parts if key.startswith(prefix)), None)

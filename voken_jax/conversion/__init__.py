@@ -1,0 +1,1 @@
+"""The converter's side of JAX: which weights a configuration has, steps of Orbax, and the bridge to PyTorch."""

@@ -1,0 +1,33 @@
+"""What weights the networks of a configuration have, under torch names; nothing is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from voken_common import names
+from voken_common.conversion.contents import Manifest, Shape
+from voken_common.schema import Config
+from voken_jax.state import build_players
+
+
+def manifest_of(config: Config) -> Manifest:
+    """Names and shapes of both networks of a configuration."""
+    precision = config.precision
+    with jax.enable_x64("float64" in (precision.param_dtype, precision.compute_dtype)):
+        players = build_players(config)
+    assert not players.autoencoder.buffers, "checkpoints have no place for buffers of the autoencoder"
+    return Manifest(
+        generator=_torch_shapes(players.autoencoder.parameters),
+        discriminator=_torch_shapes(players.discriminator.parameters),
+        buffers=_torch_shapes(players.discriminator.buffers),
+    )
+
+
+def _torch_shapes(leaves: Mapping[str, Any]) -> dict[str, Shape]:
+    unit = np.int8(0)
+    layouts = {path: names.to_torch_layout(path, np.broadcast_to(unit, leaf.shape)) for path, leaf in leaves.items()}
+    return {names.to_torch_name(path): Shape(view.shape) for path, view in layouts.items()}
