@@ -2,7 +2,8 @@
 
 A file may name a `base:` (a path relative to itself); its keys are laid over the base's, section by section. A section
 whose `kind` differs from the base's replaces it whole. Overrides come last, as `path.to.key=value` with the value read
-as YAML. The merged mapping is validated by `voken_common.schema.Config`; everything wrong is reported at once.
+as YAML. The merged mapping is validated by the schema that its own `kind` names (`voken_common.schema.Config` for a
+tokenizer, which is the default; `voken_common.generator_schema.GeneratorConfig`); everything wrong is reported at once.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from voken_common.generator_schema import GeneratorConfig
 from voken_common.schema import Config
+
+AnyConfig = Config | GeneratorConfig
+_KINDS: dict[str, type[Config] | type[GeneratorConfig]] = {"tokenizer": Config, "generator": GeneratorConfig}
 
 
 class ConfigError(ValueError):
@@ -48,21 +53,22 @@ _Loader.add_implicit_resolver(
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Read, inherit, override and validate a configuration file.
+    """Read, inherit, override and validate the configuration file of a tokenizer.
 
     Args:
         path: YAML file.
         overrides: `a.b=value` strings; the value is YAML.
 
     Raises:
-        ConfigError: unreadable file, unknown key, wrong type or impossible combination.
+        ConfigError: unreadable file, unknown key, wrong type or impossible combination; or a generator's file.
     """
+    return _tokenizer(load_any_config(path, overrides), str(path))
+
+
+def load_any_config(path: str | Path, overrides: Iterable[str] = ()) -> AnyConfig:
+    """As `load_config`, for whatever kind of run the file says."""
     mapping = read_mapping(Path(path))
-    for override in overrides:
-        key, value = parse_override(override)
-        _check_override(mapping, key, override)
-        mapping = merge(mapping, _nest(key, value))
-    return validate(mapping, origin=str(path))
+    return validate_any(_overridden(mapping, overrides), origin=str(path))
 
 
 def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -112,16 +118,41 @@ def parse_override(text: str) -> tuple[list[str], Any]:
 
 
 def validate(mapping: Mapping[str, Any], origin: str) -> Config:
-    """Turn plain data into a Config; `origin` (a path) opens the error message."""
+    """Turn plain data into a tokenizer's Config; `origin` (a path) opens the error message."""
+    return _tokenizer(validate_any(mapping, origin), origin)
+
+
+def validate_any(mapping: Mapping[str, Any], origin: str) -> AnyConfig:
+    """Turn plain data into the configuration that its `kind` names."""
     _require_plain(mapping, "", origin)
+    root = _root(mapping)
     try:
-        return Config.model_validate_json(json.dumps(mapping), strict=True)
+        return root.model_validate_json(json.dumps(mapping), strict=True)
     except ValidationError as error:
-        lines = [_describe(detail, mapping) for detail in error.errors()]
+        lines = [_describe(detail, mapping, root) for detail in error.errors()]
         raise ConfigError(f"{origin}: {len(lines)} problem(s)\n" + "\n".join(f"  {line}" for line in lines)) from error
 
 
-def to_yaml(config: Config) -> str:
+def _root(mapping: Mapping[str, Any]) -> type[Config] | type[GeneratorConfig]:
+    kind = mapping.get("kind", "tokenizer")
+    return _KINDS.get(kind, Config) if isinstance(kind, str) else Config
+
+
+def _tokenizer(config: AnyConfig, origin: str) -> Config:
+    if not isinstance(config, Config):
+        raise ConfigError(f"{origin}: found kind: {config.kind}, expected a tokenizer's configuration")
+    return config
+
+
+def _overridden(mapping: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    for override in overrides:
+        key, value = parse_override(override)
+        _check_override(mapping, key, override)
+        mapping = merge(mapping, _nest(key, value))
+    return mapping
+
+
+def to_yaml(config: AnyConfig) -> str:
     """The resolved configuration, every default written out; loads back to an equal Config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
@@ -133,12 +164,7 @@ def from_json(text: str, origin: str) -> Config:
 
 def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
     """A copy of a resolved configuration with overrides applied and checked."""
-    mapping = config.model_dump(mode="json")
-    for override in overrides:
-        key, value = parse_override(override)
-        _check_override(mapping, key, override)
-        mapping = merge(mapping, _nest(key, value))
-    return validate(mapping, origin="overrides")
+    return validate(_overridden(config.model_dump(mode="json"), overrides), origin="overrides")
 
 
 def _require_plain(value: Any, path: str, origin: str) -> None:
@@ -169,12 +195,13 @@ def _nest(key: list[str], value: Any) -> dict[str, Any]:
 
 
 def _check_override(mapping: Mapping[str, Any], key: list[str], override: str) -> None:
-    section: type[BaseModel] | None = Config
+    root = _root(mapping)
+    section: type[BaseModel] | None = root
     for depth, part in enumerate(key):
         if section is None:
             raise ConfigError(f"override {override!r}: {'.'.join(key[:depth])} is a value, not a section")
         if part not in section.model_fields:
-            raise ConfigError(f"override {override!r}: {_unknown(key[: depth + 1], section)}")
+            raise ConfigError(f"override {override!r}: {_unknown(key[: depth + 1], section, root)}")
         section = _subsection(section, part, _lookup(mapping, key[: depth + 1]))
 
 
@@ -221,23 +248,23 @@ def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
-def _unknown(path: list[str], section: type[BaseModel]) -> str:
+def _unknown(path: list[str], section: type[BaseModel], root: type[BaseModel]) -> str:
     """`unknown key a.b` with the nearest key of that section, else the nearest of the whole configuration."""
     name, prefix = path[-1], path[:-1]
     near = [".".join([*prefix, key]) for key in difflib.get_close_matches(name, list(section.model_fields), n=1)]
     if not near:
-        everywhere = dict.fromkeys(_all_keys(Config))
+        everywhere = dict.fromkeys(_all_keys(root))
         near = [key for key in everywhere if key.rsplit(".", 1)[-1] == name]
         near = near or difflib.get_close_matches(".".join(path), list(everywhere), n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else "nothing near it is known;"
     return f"unknown key {'.'.join(path)}; {hint} allowed here: {', '.join(section.model_fields)}"
 
 
-def _describe(detail: Any, mapping: Mapping[str, Any]) -> str:
+def _describe(detail: Any, mapping: Mapping[str, Any], root: type[BaseModel]) -> str:
     """One line for one pydantic error: key path, what was found, what is allowed, nearest key."""
     path: list[str | int] = []
-    section: type[BaseModel] | None = Config
-    parent: type[BaseModel] | None = Config
+    section: type[BaseModel] | None = root
+    parent: type[BaseModel] | None = root
     for part in detail["loc"]:
         if section is not None and part not in section.model_fields and part in _kinds(section, mapping, path):
             continue  # the tag of a union that pydantic puts into the location
@@ -250,7 +277,7 @@ def _describe(detail: Any, mapping: Mapping[str, Any]) -> str:
             section = None
     name = ".".join(str(part) for part in path) or "the whole"
     if detail["type"] == "extra_forbidden":
-        return _unknown([str(part) for part in path], parent or Config)
+        return _unknown([str(part) for part in path], parent or root, root)
     if detail["type"] == "missing":
         return f"missing key {name}: it has no default and must be set"
     message = detail["msg"].removeprefix("Value error, ")

@@ -95,7 +95,9 @@ def _ibq_pretrained(codes: int, coco: float, imagenet: float) -> PublishedModel:
 
 def _generator(project: Project, size: str, parameters: float, fid: float, score: float) -> PublishedModel:
     figures = (Figure("gFID", fid, _IMAGENET), Figure("IS", score, _IMAGENET))
-    return PublishedModel(project, f"imagenet_conditional_llama_{size}", "generator", None, figures, parameters)
+    folder = "ibq" if project == "IBQ" else "open_magvit2"
+    path = f"configs/{folder}/generator_{size}.yaml"
+    return PublishedModel(project, f"imagenet_conditional_llama_{size}", "generator", path, figures, parameters)
 
 
 MODELS: tuple[PublishedModel, ...] = (

@@ -9,15 +9,17 @@ import pytest
 
 from tests.golden_cases import torch_shape
 from voken_common import names
-from voken_common.config import load_config
+from voken_common.config import load_any_config, load_config
 from voken_common.published import MODELS, find
 from voken_jax.models.functional import Network
+from voken_jax.models.generator import build_generator
 from voken_jax.models.layers import Policy
 from voken_jax.models.lpips import LPIPS
 from voken_jax.state import build_players
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "tests" / "manifests"
+GENERATORS = [model for model in MODELS if model.family == "generator"]
 TOKENIZERS = [model for model in MODELS if model.family == "image tokenizer"]
 EMA_BOOKKEEPING = {"model_ema.decay", "model_ema.num_updates"}
 
@@ -52,11 +54,24 @@ def perceptual():
     return Network(lambda rngs: LPIPS(policy=Policy(), rngs=rngs))
 
 
-def test_there_are_ten_configs():
+def test_there_are_ten_tokenizers_and_seven_generators():
     folders = (ROOT / "configs" / folder for folder in ("open_magvit2", "ibq"))
     configs = {path.relative_to(ROOT).as_posix() for folder in folders for path in folder.iterdir()}
-    assert {model.config for model in TOKENIZERS} == configs
-    assert len(configs) == len(TOKENIZERS) == 10
+    assert {model.config for model in TOKENIZERS + GENERATORS} == configs
+    assert (len(configs), len(TOKENIZERS), len(GENERATORS)) == (17, 10, 7)
+
+
+@pytest.mark.parametrize("model", GENERATORS, ids=lambda model: model.full_name)
+def test_generators_have_the_published_names_shapes_and_sizes(model):
+    config = load_any_config(ROOT / model.config)
+    assert config.name == model.name
+    network = Network(lambda rngs: build_generator(config.model, policy=Policy(), rngs=rngs))
+    prefix = "transformer."
+    published = {key: shape for key, shape in manifest_of(model).items() if key.startswith(prefix)}
+    assert in_torch_terms(network.parameters, prefix) == published
+    assert not network.buffers
+    count = sum(math.prod(leaf.shape) for leaf in network.parameters.values())
+    assert count == pytest.approx(model.parameters * 1e6, abs=6e4)
 
 
 @pytest.mark.parametrize("model", TOKENIZERS, ids=lambda model: model.name)

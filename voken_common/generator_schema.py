@@ -1,0 +1,115 @@
+"""Configuration of a generator's run: a transformer trained on token shards."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from voken_common.sampling import Guidance, Sampling
+from voken_common.schema import (
+    Fraction,
+    MeshConfig,
+    PrecisionConfig,
+    ScheduleConfig,
+    Section,
+    TrainingConfig,
+)
+from voken_common.transformer_schema import TransformerConfig
+
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class TokenDataConfig(Section):
+    """Token shards, as the encode command writes them."""
+
+    train: str
+    """Folder of the training shards."""
+    validation: str | None = None
+    """Folder of held-out shards; none: no validation loss."""
+    workers: NonNegativeInt = 0
+
+
+class GeneratorOptimizerConfig(Section):
+    """AdamW with schedules for the learning rate and the weight decay."""
+
+    learning_rate: PositiveFloat = 3e-4
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    epsilon: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.05
+    weight_decay_end: NonNegativeFloat = 0.0
+    """Where half a cosine over the run takes the weight decay; 0 leaves it as it is."""
+    decay_all: bool = True
+    """True decays every tensor, as the published runs did; false spares those of one dimension."""
+    gradient_clip: PositiveFloat | None = 1.0
+    accumulate: PositiveInt = 1
+    ema_decay: Fraction | None = None
+    """None, as in the published runs: no averages."""
+    schedule: ScheduleConfig = ScheduleConfig()
+
+
+class SamplingConfig(Section):
+    """How samples are drawn: one value per sub-token."""
+
+    scale: tuple[NonNegativeFloat, ...]
+    temperature: tuple[NonNegativeFloat, ...]
+    top_k: tuple[NonNegativeInt, ...]
+    top_p: tuple[Share, ...]
+    guidance: Guidance = "constant"
+
+    def settings(self) -> Sampling:
+        """The same as what the samplers take."""
+        return Sampling(self.scale, self.temperature, self.top_k, self.top_p, self.guidance)
+
+
+class GeneratorValidationConfig(Section):
+    """When held-out loss is measured and samples are drawn."""
+
+    every: PositiveInt = 5000
+    batch_size: PositiveInt = 64
+    max_samples: PositiveInt | None = None
+    pictures: NonNegativeInt = 8
+
+
+class GeneratorCheckpointConfig(Section):
+    """Which steps stay on disk."""
+
+    every: PositiveInt = 5000
+    keep_last: PositiveInt = 2
+    keep_best: NonNegativeInt = 1
+    best_metric: Literal["loss"] = "loss"
+
+
+class GeneratorConfig(Section):
+    """A whole run of a generator: what is trained, on what, how, and what is kept."""
+
+    kind: Literal["generator"] = "generator"
+    name: str
+    seed: NonNegativeInt = 0
+    tokenizer: str | None = None
+    """Checkpoint that turns tokens into images; a published generator brings its own."""
+    model: TransformerConfig
+    optimizer: GeneratorOptimizerConfig = GeneratorOptimizerConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    mesh: MeshConfig = MeshConfig()
+    data: TokenDataConfig
+    training: TrainingConfig
+    validation: GeneratorValidationConfig = GeneratorValidationConfig()
+    checkpoint: GeneratorCheckpointConfig = GeneratorCheckpointConfig()
+    sampling: SamplingConfig
+
+    @model_validator(mode="after")
+    def _check(self) -> GeneratorConfig:
+        parts = len(self.model.vocabularies)
+        for key in ("scale", "temperature", "top_k", "top_p"):
+            found = getattr(self.sampling, key)
+            if len(found) != parts:
+                raise ValueError(f"sampling.{key} has {len(found)} value(s), expected one per sub-token: {parts}")
+        if self.training.batch_size % self.optimizer.accumulate:
+            raise ValueError(
+                f"training.batch_size {self.training.batch_size} is not divisible by optimizer.accumulate "
+                f"{self.optimizer.accumulate}"
+            )
+        if self.optimizer.schedule.drop_epochs and self.training.epochs is None:
+            raise ValueError("optimizer.schedule.drop_epochs needs training.epochs; use drop_steps with training.steps")
+        return self
