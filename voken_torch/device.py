@@ -19,6 +19,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from voken_torch.npu_optimizer import with_usual_manners
+
 DeviceName = Literal["auto", "npu", "cuda", "cpu"]
 NAMES: tuple[DeviceName, ...] = ("auto", "npu", "cuda", "cpu")
 BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
@@ -63,8 +65,7 @@ class Runtime:
         if not self.fused:
             return torch.optim.AdamW
         if self.device.type == "npu":
-            optimizer: Callable[..., torch.optim.Optimizer] = _torch_npu("optim.NpuFusedAdamW")
-            return optimizer
+            return with_usual_manners(_torch_npu("optim.NpuFusedAdamW"))
         return lambda parameters, **options: torch.optim.AdamW(parameters, fused=True, **options)
 
     def attention(self) -> Callable[[Tensor, Tensor, Tensor, float], Tensor] | None:

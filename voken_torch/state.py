@@ -175,23 +175,31 @@ class Kept:
     """
 
     def __init__(self, state: TrainState, whole_discriminator: bool):
-        tensors, self._counts = list(state.buffers.values()), []
+        tensors, self._moments = list(state.buffers.values()), []
         if whole_discriminator:
             tensors += state.discriminator.values()
             for moments in state.discriminator_optimizer.state.values():
-                tensors += [value for value in moments.values() if isinstance(value, Tensor)]
                 # Some fused optimizers count their steps in a plain number.
-                counts = {key: value for key, value in moments.items() if not isinstance(value, Tensor)}
-                self._counts.append((moments, counts))
-        self._pairs = [(tensor, tensor.detach().clone()) for tensor in tensors]
+                copies = {key: _copy(value) for key, value in moments.items()}
+                self._moments.append((moments, copies))
+        self._pairs = [(tensor, _copy(tensor)) for tensor in tensors]
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back."""
         for tensor, copy in self._pairs:
             tensor.copy_(copy)
-        for moments, counts in self._counts:
-            moments.update(counts)
+        for moments, copies in self._moments:
+            for key, copy in copies.items():
+                # Looked up only now: a fused optimizer replaces its tensors at its first step.
+                if isinstance(copy, Tensor):
+                    moments[key].copy_(copy)
+                else:
+                    moments[key] = copy
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 def _parameters(network: nn.Module) -> Weights:
