@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from voken_common.generator_schema import GeneratorConfig
 from voken_common.schema import Config
 
 
@@ -60,7 +61,7 @@ class Schedule:
         return xp.ones_like(it)
 
 
-def build_schedule(config: Config, steps_per_epoch: int, total_steps: int) -> Schedule:
+def build_schedule(config: Config | GeneratorConfig, steps_per_epoch: int, total_steps: int) -> Schedule:
     """The schedule a configuration describes; epochs become steps here and nowhere else."""
     schedule = config.optimizer.schedule
     warmup = schedule.warmup_steps or 0

@@ -1,11 +1,17 @@
-"""Optimizers of the two players, from the configuration."""
+"""Optimizers of a tokenizer's two players and of a generator, from the configuration."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int
 
-from voken_common.schedules import Schedule
+from voken_common.generator_schema import GeneratorOptimizerConfig
+from voken_common.schedules import Schedule, cosine_weight_decay
 from voken_common.schema import OptimizerConfig
 
 
@@ -21,4 +27,45 @@ def build_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.Gradie
     if config.weight_decay:
         parts.append(optax.add_decayed_weights(config.weight_decay))
     parts.append(optax.scale_by_learning_rate(lambda count: config.learning_rate * schedule(count, jnp)))
+    return optax.chain(*parts)
+
+
+class DecayState(NamedTuple):
+    """Updates so far."""
+
+    updates: Int[Array, ""]
+
+
+def scheduled_decay(decay: Callable[[Array], Array], only_matrices: bool) -> optax.GradientTransformation:
+    """Add decay(n) times the parameters to the n-th update (0-based); `only_matrices` spares 1-D tensors."""
+
+    def init(_: Any) -> DecayState:
+        return DecayState(jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: DecayState, params: Any = None) -> tuple[Any, DecayState]:
+        factor = decay(state.updates)
+
+        def add(update: Array, weight: Array) -> Array:
+            return update if only_matrices and weight.ndim < 2 else update + factor.astype(weight.dtype) * weight
+
+        return jax.tree.map(add, updates, params), DecayState(state.updates + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def build_generator_optimizer(
+    config: GeneratorOptimizerConfig, schedule: Schedule, total_steps: int
+) -> optax.GradientTransformation:
+    """AdamW with both schedules behind an optional clip of the global norm.
+
+    Learning rate and weight decay at the n-th update (0-based) are `learning_rate * schedule(n)` and
+    `cosine_weight_decay(n)`, the latter constant where no end is given.
+    """
+    start, end = config.weight_decay, config.weight_decay_end or config.weight_decay
+    parts = [] if config.gradient_clip is None else [optax.clip_by_global_norm(config.gradient_clip)]
+    parts += [
+        optax.scale_by_adam(b1=config.betas[0], b2=config.betas[1], eps=config.epsilon),
+        scheduled_decay(lambda n: cosine_weight_decay(n, start, end, total_steps, jnp), not config.decay_all),
+        optax.scale_by_learning_rate(lambda count: config.learning_rate * schedule(count, jnp)),
+    ]
     return optax.chain(*parts)

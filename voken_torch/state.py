@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -200,6 +201,21 @@ class Kept:
 
 def _copy(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+class Seeded:
+    """Seed the generators of all devices from some words, and put their states back afterwards."""
+
+    def __init__(self, runtime: Runtime, words: list[int]):
+        self._fork = runtime.forked_random_state()
+        self._seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+    def __enter__(self) -> None:
+        self._fork.__enter__()
+        torch.manual_seed(self._seed)
+
+    def __exit__(self, *error: Any) -> None:
+        self._fork.__exit__(*error)
 
 
 def _parameters(network: nn.Module) -> Weights:

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -47,7 +46,7 @@ from voken_torch.sharding import (
     share_entries,
     without_exchange,
 )
-from voken_torch.state import Kept, Players, TrainState
+from voken_torch.state import Kept, Players, Seeded, TrainState
 
 Images = Float[Tensor, "B 3 H W"]
 Scalar = Float[Tensor, ""]
@@ -329,22 +328,7 @@ class _Task:
         """Random numbers of one micro-batch, from the state's words; nothing where the network draws none."""
         if not self.step.players.autoencoder.stochastic:
             return nullcontext()
-        return _Seeded(self.step.runtime, [*self.state.rng.tolist(), self.state.step, process_index(), number])
-
-
-class _Seeded:
-    """Seed the generators of all devices from some words, and put their states back afterwards."""
-
-    def __init__(self, runtime: Runtime, words: list[int]):
-        self._fork = runtime.forked_random_state()
-        self._seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-    def __enter__(self) -> None:
-        self._fork.__enter__()
-        torch.manual_seed(self._seed)
-
-    def __exit__(self, *error: Any) -> None:
-        self._fork.__exit__(*error)
+        return Seeded(self.step.runtime, [*self.state.rng.tolist(), self.state.step, process_index(), number])
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

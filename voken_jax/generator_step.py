@@ -1,0 +1,151 @@
+"""One optimizer step of a generator: cross entropy of every (sub-)token, AdamW with scheduled rate and decay.
+
+`GeneratorStep` is called as `(state, batch) -> (state, metrics)` and runs one jitted program with donated state. A step
+whose loss or gradient norm is not finite leaves the state as it was and says so in `state.failure`.
+
+Shape legend: B batch, T tokens, S sub-tokens per position, V codes of one sub-token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, UInt
+
+from voken_common.generator_schema import GeneratorConfig
+from voken_jax.models.functional import Network, Weights
+from voken_jax.sharding import batch_sharding, replicated
+
+Metrics = dict[str, Float[Array, ""]]
+Batch = dict[str, Array]
+"""`tokens` (B, T, S) and `labels` (B,), both integers."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GeneratorState:
+    """Everything that changes between two steps.
+
+    Attributes:
+        step: optimizer steps taken.
+        rng: raw key data; each step folds its number into it.
+        generator: parameters by dotted name.
+        optimizer: optax state.
+        generator_ema: exponential averages of the parameters; empty where none are kept.
+        failure: 0, or a bit per metric (by sorted name) that was not finite.
+    """
+
+    step: Int[Array, ""]
+    rng: UInt[Array, "..."]
+    generator: Weights
+    optimizer: optax.OptState
+    generator_ema: Weights
+    failure: Int[Array, ""]
+
+
+def init_generator_state(
+    config: GeneratorConfig, network: Network, optimizer: optax.GradientTransformation
+) -> GeneratorState:
+    """A fresh state; traceable, so that large models can be born sharded."""
+    rng, key = jax.random.split(jax.random.key(config.seed))
+    weights, _ = network.init(key)
+    return GeneratorState(
+        step=jnp.zeros((), jnp.int32),
+        rng=jax.random.key_data(rng),
+        generator=weights,
+        optimizer=optimizer.init(weights),
+        generator_ema={} if config.optimizer.ema_decay is None else jax.tree.map(jnp.copy, weights),
+        failure=jnp.zeros((), jnp.int32),
+    )
+
+
+def token_losses(
+    logits: tuple[Float[Array, "B T V"], ...], tokens: Int[Array, "B T S"]
+) -> tuple[Float[Array, ""], Metrics]:
+    """Sum over sub-tokens of the mean cross entropy in nats, and loss, accuracy and perplexity of each."""
+    total = jnp.zeros((), logits[0].dtype)
+    metrics: Metrics = {}
+    for number, part in enumerate(logits):
+        target = tokens[..., number]
+        loss = optax.softmax_cross_entropy_with_integer_labels(part, target).mean()
+        suffix = f"_{number}" if len(logits) > 1 else ""
+        if suffix:
+            metrics[f"loss{suffix}"] = loss
+        metrics[f"accuracy{suffix}"] = (part.argmax(axis=-1) == target).mean()
+        metrics[f"perplexity{suffix}"] = jnp.exp(loss)
+        total = total + loss
+    return total, {"loss": total, **metrics}
+
+
+class GeneratorStep:
+    """The compiled training step of one configuration on one mesh.
+
+    Args:
+        config: the run.
+        network: the generator as a function of weights.
+        optimizer: of `voken_jax.optim.build_generator_optimizer`.
+        mesh: axes (data, fsdp, model).
+        shardings: of the state, as a pytree of NamedSharding.
+    """
+
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        network: Network,
+        optimizer: optax.GradientTransformation,
+        mesh: Mesh,
+        shardings: GeneratorState,
+    ):
+        self.config, self.network, self.optimizer = config, network, optimizer
+        self.program = jax.jit(
+            self._update,
+            donate_argnums=0,
+            in_shardings=(shardings, batch_sharding(mesh)),
+            out_shardings=(shardings, replicated(mesh)),
+        )
+
+    def __call__(self, state: GeneratorState, batch: Batch) -> tuple[GeneratorState, Metrics]:
+        """The state passed in is consumed. Metrics stay on the device."""
+        return self.program(state, batch)
+
+    def _update(self, state: GeneratorState, batch: Batch) -> tuple[GeneratorState, Metrics]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        gradients, metrics = self._gradients(state.generator, batch, key)
+        metrics["grad_norm"] = optax.global_norm(gradients)
+        updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.generator)
+        weights = optax.apply_updates(state.generator, updates)
+        decay, averages = self.config.optimizer.ema_decay, state.generator_ema
+        if decay is not None:
+            averages = jax.tree.map(lambda a, w: a - (1 - decay) * (a - w), averages, weights)
+        new = GeneratorState(state.step + 1, state.rng, weights, optimizer, averages, state.failure)
+        finite = jnp.stack([jnp.isfinite(metrics[name]) for name in sorted(metrics)])
+        bits = jnp.sum(jnp.where(finite, 0, 1 << jnp.arange(finite.size)), dtype=jnp.int32)
+        kept = jax.tree.map(lambda a, b: jnp.where(bits == 0, a, b), new, state)
+        return dataclasses.replace(kept, failure=bits), metrics
+
+    def _gradients(self, weights: Weights, batch: Batch, key: Any) -> tuple[Weights, Metrics]:
+        """Means over micro-batches, each of which takes its share from every device's samples."""
+        parts = self.config.optimizer.accumulate
+
+        def loss(weights: Weights, batch: Batch, key: Any) -> tuple[Array, Metrics]:
+            logits = self.network.bind(weights)(batch["tokens"], batch["labels"], key)
+            return token_losses(logits, batch["tokens"])
+
+        if parts == 1:
+            return jax.grad(loss, has_aux=True)(weights, batch, key)
+        micro = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+        def body(total: Any, xs: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, jax.grad(loss, has_aux=True)(weights, *xs)), None
+
+        keys = jax.random.split(key, parts)
+        first = jax.tree.map(lambda x: x[0], (micro, keys))
+        shapes = jax.eval_shape(lambda *xs: jax.grad(loss, has_aux=True)(weights, *xs), *first)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        total, _ = jax.lax.scan(body, zeros, (micro, keys))
+        return jax.tree.map(lambda x: x / parts, total)
