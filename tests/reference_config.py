@@ -121,3 +121,21 @@ def trajectory_config(case, dtype="float64"):
         },
         origin=case.name,
     )
+
+
+def checkpoint_config(case):
+    """The configuration of the tokenizer in an upstream_checkpoint case."""
+    init = case.config["init_args"]
+    loss = init["lossconfig"]["params"]
+    return validate(
+        {
+            "name": case.name,
+            "model": model_section(init["ddconfig"], "magvit2"),
+            "quantizer": lfq_section(init, loss),
+            "discriminator": discriminator_section(loss),
+            "adversarial": adversarial_section(loss),
+            "data": {"train": {"kind": "skimage", "region": "all"}, "image_size": init["ddconfig"]["resolution"]},
+            "training": {"batch_size": case.config["input"]["shape"][0], "steps": 1},
+        },
+        origin=case.name,
+    )

@@ -17,6 +17,12 @@ from voken_common.schema import Config
 Arrays = dict[str, np.ndarray]
 """Torch name -> array in torch layout."""
 Format = Literal["orbax", "torch", "safetensors", "lightning"]
+FORMATS: dict[Format, str] = {
+    "orbax": "JAX checkpoint (Orbax)",
+    "torch": "PyTorch checkpoint of voken",
+    "safetensors": "safetensors file",
+    "lightning": "Lightning checkpoint",
+}
 
 _SHOWN = 8
 _TITLES: dict[Weights, str] = {"raw": "raw weights", "ema": "averaged weights (EMA)"}

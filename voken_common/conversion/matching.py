@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from voken_common import names
 from voken_common.config import load_config
 from voken_common.conversion.contents import Contents, Manifest, check_networks
+from voken_common.conversion.lightning import IMAGE_TOKENIZER
 from voken_common.errors import CheckpointError
 from voken_common.published import MODELS, PublishedModel, config_file
 from voken_common.schema import Config, LFQConfig
@@ -71,7 +72,8 @@ def find_config(contents: Contents, manifest_of: Callable[[Config], Manifest]) -
         CheckpointError: no model fits, or several do; the message says which, and to pass --config.
     """
     signature = Signature.of_weights(next(iter(contents.weights.values())))
-    known = {model: load_config(config_file(model)) for model in MODELS if model.config is not None}
+    published = [model for model in MODELS if model.family == IMAGE_TOKENIZER.name and model.config is not None]
+    known = {model: load_config(config_file(model)) for model in published}
     likely = {model: config for model, config in known.items() if Signature.of_config(config) == signature}
     logger.info(
         "%s does not say which model it is; comparing it with %s",
@@ -104,7 +106,10 @@ def _nothing_fits(
     expected = Signature.of_config(candidates[nearest])
     pairs = zip(Signature._fields, signature, expected, strict=True)
     differing = [f"  {field}: found {found}, expected {wanted}" for field, found, wanted in pairs if found != wanted]
-    exactly = (_difference(contents, manifest_of(candidates[nearest])) or "").splitlines()
+    exactly: list[str] = []
+    if not differing or None in signature:
+        # Names help where single weights are wrong; between different networks they are too many.
+        exactly = (_difference(contents, manifest_of(candidates[nearest])) or "").splitlines()
     return "\n".join(
         [
             f"{contents.origin} carries no configuration and fits no published model. The nearest is "
