@@ -109,7 +109,7 @@ def to_contents(root: Mapping[str, Any], origin: str) -> Contents:
         raise CheckpointError(f"{origin}: state_dict is {type(state_dict).__name__}; expected weights by name")
     wrong = {key: type(value).__name__ for key, value in state_dict.items() if not isinstance(value, np.ndarray)}
     if wrong:
-        raise CheckpointError(f"{origin}: the state dict holds {wrong}; expected tensors only")
+        raise CheckpointError(f"{origin}: the state dict holds {dict(list(wrong.items())[:4])}; expected tensors only")
     found = sort_state_dict(dict(state_dict), origin)
     contents = Contents(origin, "lightning", weights={"raw": found.generator})
     contents.discriminator = found.discriminator or None

@@ -115,7 +115,7 @@ def _arrays(values: Any, what: str) -> Arrays:
         raise CheckpointError(f"{what} is {type(values).__name__}; expected tensors by name")
     wrong = {key: type(value).__name__ for key, value in values.items() if not isinstance(value, np.ndarray)}
     if wrong:
-        raise CheckpointError(f"{what} holds {wrong}; expected tensors")
+        raise CheckpointError(f"{what} holds {dict(list(wrong.items())[:4])}; expected tensors")
     return dict(values)
 
 
