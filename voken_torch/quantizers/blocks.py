@@ -27,6 +27,11 @@ _LEAST_BLOCK = 256
 _LIVE_BLOCKS = 3
 _CACHED_BYTES = 2 * 2**20
 """A CPU block's size: small enough for a last-level cache, large enough that starting threads does not count."""
+# Whole rows: fewer tokens than this in a tile leave matrix units idle, and codes would be read too often.
+_LEAST_TILE = 64
+# Logits and their products with the upstream gradient, of all codes; and what is alive of one block besides.
+_LIVE_ROWS = 2
+_LIVE_ROW_BLOCKS = 4
 
 
 class BlockPlan(NamedTuple):
@@ -60,10 +65,7 @@ def plan_blocks(tokens: int, codes: int, itemsize: int, memory_budget_bytes: int
     Raises:
         ValueError: there are no tokens, no codes, or the budget is not positive.
     """
-    if tokens < 1 or codes < 1:
-        raise ValueError(f"found {tokens} tokens and {codes} codes; a quantizer needs at least one of each")
-    if memory_budget_bytes < 1:
-        raise ValueError(f"memory_budget_bytes is {memory_budget_bytes}; give a positive number of bytes")
+    _check_sizes(tokens, codes, memory_budget_bytes)
     elements = max(1, memory_budget_bytes // (itemsize * _LIVE_BLOCKS))
     least = min(codes, _LEAST_BLOCK)
     tile = _even(tokens, min(tokens, max(1, elements // least)))
@@ -71,6 +73,38 @@ def plan_blocks(tokens: int, codes: int, itemsize: int, memory_budget_bytes: int
     if device.type == "cpu":
         block = min(block, max(least, _CACHED_BYTES // (itemsize * tile)))
     return BlockPlan(tokens, codes, tile, _even(codes, block))
+
+
+def plan_rows(
+    tokens: int, codes: int, itemsize: int, memory_budget_bytes: int, device: torch.device
+) -> BlockPlan | None:
+    """Choose a tile of tokens whose logits of all codes stay within the budget; None if it would be too narrow.
+
+    Args and errors are those of `plan_blocks`, which holds when this returns None. The codes are cut into blocks all
+    the same, as the unit in which the rows are made and used.
+    """
+    _check_sizes(tokens, codes, memory_budget_bytes)
+    elements = memory_budget_bytes // itemsize
+    cached = _CACHED_BYTES // (2 * itemsize) if device.type == "cpu" else elements
+    least = min(codes, _LEAST_BLOCK)
+    # Beside the rows themselves, blocks get at most a sixteenth of the budget, or what the narrowest ones need.
+    tile = min(tokens, (elements - elements // 16) // (_LIVE_ROWS * codes), max(1, cached // least))
+    if tile < 1:
+        return None
+    tile = _even(tokens, tile)
+    block = min(codes, max(least, min(cached, elements // (16 * _LIVE_ROW_BLOCKS)) // tile))
+    block = _even(codes, block)
+    tile = min(tile, elements // (_LIVE_ROWS * codes + _LIVE_ROW_BLOCKS * block))
+    if tile < min(tokens, _LEAST_TILE):
+        return None
+    return BlockPlan(tokens, codes, _even(tokens, tile), block)
+
+
+def _check_sizes(tokens: int, codes: int, memory_budget_bytes: int) -> None:
+    if tokens < 1 or codes < 1:
+        raise ValueError(f"found {tokens} tokens and {codes} codes; a quantizer needs at least one of each")
+    if memory_budget_bytes < 1:
+        raise ValueError(f"memory_budget_bytes is {memory_budget_bytes}; give a positive number of bytes")
 
 
 class Buffers:

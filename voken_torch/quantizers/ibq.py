@@ -17,11 +17,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from voken_torch.quantizers import streaming
+from voken_torch.quantizers import rows, streaming
+from voken_torch.quantizers.assignment import Assignment, Cotangents, Settings
 from voken_torch.quantizers.blocks import ReduceMean
-from voken_torch.quantizers.streaming import Cotangents, Residuals, Settings, SharpResiduals
+from voken_torch.quantizers.rows import RowResiduals
+from voken_torch.quantizers.streaming import Residuals, SharpResiduals
 
-DEFAULT_MEMORY_BUDGET = 64 * 2**20
+DEFAULT_MEMORY_BUDGET = 288 * 2**20
 
 
 class IBQOutput(NamedTuple):
@@ -59,8 +61,8 @@ def ibq(
     """Quantize with index backpropagation, streaming over blocks of codes forward and backward.
 
     Logits are <z, e_k>, in float32 for half-precision inputs and in float64 when an input is float64. The backward pass
-    keeps O(N D + K) numbers. Means run over the tokens of `z`; with `reduce_mean` the average assignment is taken over
-    the tokens of all processes.
+    keeps at most O(N D + K) numbers. Means run over the tokens of `z`; with `reduce_mean` the average assignment is
+    taken over the tokens of all processes.
 
     Args:
         z: any leading axes, code dimension last.
@@ -70,7 +72,8 @@ def ibq(
         temperature: of the softmax inside the entropy terms (the gradient's softmax has temperature 1).
         sample_weight: weight of the sample entropy in `entropy_loss`.
         batch_weight: weight of the average entropy in `entropy_loss`.
-        memory_budget_bytes: bound on all tokens x codes temporaries together; larger blocks suit an accelerator.
+        memory_budget_bytes: bound on all tokens x codes temporaries together, 288 MiB by default. Where the logits of
+            64 tokens fit it twice, five matrix products are needed instead of seven.
         reduce_mean: mean over processes, for statistics over a batch that is spread over several.
 
     Raises:
@@ -82,7 +85,7 @@ def ibq(
     if torch.is_grad_enabled() and (z.requires_grad or codebook.requires_grad):
         soft, hard, indices, sample, average = _SoftAssignment.apply(flat, codebook, settings)
     else:
-        hard, indices, sample, average = streaming.forward(flat, codebook, settings, soft=False)[0]
+        hard, indices, sample, average = _values(flat, codebook, settings)
         soft = hard
     flat = flat.to(hard.dtype)
     quant_loss = (
@@ -147,6 +150,14 @@ def check_shapes(z: Tensor, codebook: Tensor) -> None:
         )
 
 
+def _values(z: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"], settings: Settings) -> Assignment:
+    """The soft assignment without gradients."""
+    plan = rows.make_plan(z, codebook, settings) if settings.use_entropy else None
+    if plan is None:
+        return streaming.forward(z, codebook, settings, soft=False)[0]
+    return rows.forward(z, codebook, settings, plan)[0]
+
+
 class _SoftAssignment(torch.autograd.Function):
     """Differentiable core: (z, codebook) -> (soft, hard, indices, sample entropy, average entropy).
 
@@ -155,18 +166,24 @@ class _SoftAssignment(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, codebook: Tensor, settings: Settings) -> tuple[Tensor, ...]:
-        result, residuals = streaming.forward(z, codebook, settings, soft=True)
-        assert residuals is not None
-        ctx.settings = settings
-        ctx.save_for_backward(z, codebook, *residuals[:4], *(residuals.sharp or ()))
+        ctx.settings, ctx.plan = settings, rows.make_plan(z, codebook, settings)
+        if ctx.plan is not None:
+            result, saved = rows.forward(z, codebook, settings, ctx.plan)
+        else:
+            result, residuals = streaming.forward(z, codebook, settings, soft=True)
+            assert residuals is not None
+            saved = (*residuals[:4], *(residuals.sharp or ()))
+        ctx.save_for_backward(z, codebook, *saved)
         ctx.mark_non_differentiable(result.indices)
         return result.hard, result.hard.clone(), *result[1:]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        z, codebook, indices, maximum, log_mass, expectation, *sharp = ctx.saved_tensors
-        residuals = Residuals(indices, maximum, log_mass, expectation, sharp=SharpResiduals(*sharp) if sharp else None)
+        z, codebook, *saved = ctx.saved_tensors
         soft, hard, _, sample, average = gradients
         given = Cotangents(soft, hard, sample, average)
+        if ctx.plan is not None:
+            return *rows.backward(z, codebook, RowResiduals(*saved), given, ctx.settings, ctx.plan), None
+        residuals = Residuals(*saved[:4], sharp=SharpResiduals(*saved[4:]) if saved[4:] else None)
         return *streaming.backward(z, codebook, residuals, given, ctx.settings), None

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from voken_torch.quantizers.assignment import Assignment, Cotangents, Settings
 from voken_torch.quantizers.blocks import (
     BlockPlan,
     Buffers,
@@ -32,31 +33,6 @@ from voken_torch.quantizers.entropy import (
     average_entropy_constant,
     average_entropy_slope,
 )
-
-
-class Settings(NamedTuple):
-    """Settings of the soft assignment.
-
-    Attributes:
-        temperature: of the softmax inside the entropy terms.
-        use_entropy: False skips the entropy terms.
-        memory_budget_bytes: bound on all tokens x codes temporaries together.
-        reduce_mean: makes the average assignment the mean over the tokens of all processes.
-    """
-
-    temperature: float
-    use_entropy: bool
-    memory_budget_bytes: int
-    reduce_mean: ReduceMean | None = None
-
-
-class Assignment(NamedTuple):
-    """Per-token results of the search, and the scalars of the entropy terms."""
-
-    hard: Float[Tensor, "N D"]
-    indices: Int[Tensor, " N"]
-    sample_entropy: Float[Tensor, ""]
-    average_entropy: Float[Tensor, ""]
 
 
 class SharpResiduals(NamedTuple):
@@ -76,15 +52,6 @@ class Residuals(NamedTuple):
     log_mass: Float[Tensor, " N"]
     expectation: Float[Tensor, "N D"]
     sharp: SharpResiduals | None
-
-
-class Cotangents(NamedTuple):
-    """Incoming gradients of the outputs of the soft assignment."""
-
-    soft: Float[Tensor, "N D"]
-    hard: Float[Tensor, "N D"]
-    sample_entropy: Float[Tensor, ""]
-    average_entropy: Float[Tensor, ""]
 
 
 class _Search:
