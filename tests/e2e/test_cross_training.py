@@ -1,0 +1,82 @@
+"""A run that changes frameworks half way: five steps in one, converted, five in the other, as ten in either."""
+
+import jax
+import pytest
+import torch
+
+from tests.e2e.tiny import TINY, quantized_by, write
+from voken_common.config import load_config
+from voken_jax import trainer as jax_trainer
+from voken_jax.convert import main as convert
+from voken_torch.checkpoint import find_step, read
+from voken_torch.trainer import train as train_in_torch
+
+HALF, WHOLE = 5, 10
+RUN = {
+    "training": {"batch_size": 8, "steps": WHOLE, "log_every": WHOLE},
+    "validation": {"every": 100, "batch_size": 8, "pictures": 2},
+    "checkpoint": {"every": HALF, "keep_last": 2},
+    "precision": {"param_dtype": "float64", "compute_dtype": "float64"},
+    # A loss that both players and every average take part in, and a schedule that depends on the step.
+    "optimizer": {"learning_rate": 1e-3, "ema_decay": 0.9, "schedule": {"kind": "cos", "warmup_steps": 3}},
+    # One device in JAX, one process in PyTorch.
+    "statistics_scope": "global",
+}
+
+
+def assert_same_run(found, expected):
+    """Weights, averages, moments, statistics and position of two PyTorch checkpoints."""
+    flat, reference = _flat(found), _flat(expected)
+    assert flat.keys() == reference.keys()
+    for name, value in reference.items():
+        if isinstance(value, torch.Tensor):
+            # The absolute part is for gradients that vanish but for rounding, such as those of biases before a norm.
+            allowed = 1e-8 * float(value.double().abs().max()) + 1e-12
+            error = float((flat[name].double() - value.double()).abs().max())
+            assert error <= allowed, f"{name}: off by {error:.1e}, allowed {allowed:.1e}"
+        elif not name.startswith(("/metrics", "/config")):
+            assert flat[name] == value, name
+
+
+def _flat(content, prefix=""):
+    if isinstance(content, dict):
+        return {k: v for name, item in content.items() for k, v in _flat(item, f"{prefix}/{name}").items()}
+    return {prefix: content}
+
+
+@pytest.fixture(params=["lfq", "ibq"])
+def config(request, tmp_path):
+    mapping = (TINY if request.param == "lfq" else quantized_by("ibq")) | RUN
+    return load_config(write(tmp_path, mapping))
+
+
+def to(place, source, target, *options):
+    assert convert([str(source), str(target), "--to", place, *options]) == 0
+
+
+def test_half_in_each_equals_the_whole_in_either(config, tmp_path, x64):
+    devices = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(jax, "devices", lambda *_: devices)
+        jax_trainer.train(config, tmp_path / "jax")
+        to("torch", tmp_path / "jax", tmp_path / "jax_as_torch")
+        to("torch", tmp_path / "jax", tmp_path / "continued_in_torch", "--step", str(HALF))
+        train_in_torch(config, tmp_path / "continued_in_torch")
+
+        train_in_torch(config, tmp_path / "torch")
+        to("orbax", tmp_path / "torch", tmp_path / "continued_in_jax", "--step", str(HALF))
+        jax_trainer.train(config, tmp_path / "continued_in_jax")
+        to("torch", tmp_path / "continued_in_jax", tmp_path / "jax_again_as_torch")
+
+    runs = {
+        name: read(find_step(tmp_path / name))
+        for name in ("jax_as_torch", "continued_in_torch", "torch", "jax_again_as_torch")
+    }
+    assert {run["step"] for run in runs.values()} == {WHOLE}
+    assert_same_run(runs["continued_in_torch"], runs["jax_as_torch"])
+    assert_same_run(runs["jax_again_as_torch"], runs["torch"])
+    moved = (
+        runs["torch"]["generator"]["decoder.conv_out.weight"]
+        - read(find_step(tmp_path / "torch", HALF))["generator"]["decoder.conv_out.weight"]
+    )
+    assert moved.abs().max() > 1e-4, "the second half must have trained"
