@@ -262,7 +262,8 @@ def test_the_training_state_comes_back_from_its_torch_layout():
     assert root["rest"]["buffers"].keys() == {"main.m"}
     again = torch_file.to_contents(root, "again")
     ours, theirs = dict(found.tensors()), dict(again.tensors())
-    assert len(ours) == len(list(found.tensors())) and ours.keys() == theirs.keys()
+    assert len(ours) == len(list(found.tensors()))
+    assert ours.keys() == theirs.keys()
     for what, array in ours.items():
         np.testing.assert_array_equal(array, theirs[what], err_msg=what)
     assert (again.data, again.meta, again.training.generator_optimizer.count) == (found.data, found.meta, 9)

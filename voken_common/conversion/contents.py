@@ -172,8 +172,13 @@ def narrow(contents: Contents, target: Format, weights: Weights | None) -> None:
         _drop_discriminator(contents, "no optimizer state comes with it, so no training can go on from it")
 
 
-def check_networks(contents: Contents, manifest: Manifest) -> None:
+def check_networks(contents: Contents, manifest: Manifest, generator_only: bool = False) -> None:
     """Everything must be exactly what the networks of the configuration have.
+
+    Args:
+        contents: of a checkpoint.
+        manifest: of its configuration.
+        generator_only: do not look at the discriminator and the training state.
 
     Raises:
         NameMismatch: names or shapes are missing, unexpected or different; all are listed.
@@ -181,6 +186,8 @@ def check_networks(contents: Contents, manifest: Manifest) -> None:
     where = contents.origin
     for kind, arrays in contents.weights.items():
         names.require_same_shapes(arrays, manifest.generator, f"{where}, {_TITLES[kind]}")
+    if generator_only:
+        return
     if contents.discriminator is not None:
         expected = manifest.discriminator | manifest.buffers
         names.require_same_shapes(contents.discriminator, expected, f"{where}, discriminator")

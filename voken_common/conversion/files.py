@@ -36,6 +36,7 @@ def read_file(path: Path, objects: Objects = "refuse", load_trusted: Callable[[P
         raise FileNotFoundError(f"no checkpoint {path}; expected {_EXPECTED}")
     if is_safetensors(path):
         return _read_safetensors(path)
+    _require_torch_file(path)
     root = _read_torch(path, objects, load_trusted)
     origin = str(path)
     if torch_file.is_own(root):
@@ -44,6 +45,14 @@ def read_file(path: Path, objects: Objects = "refuse", load_trusted: Callable[[P
         return lightning.to_contents(root, origin)
     found = f"entries {', '.join(map(str, list(root)[:8]))}" if isinstance(root, Mapping) else type(root).__name__
     raise CheckpointError(f"{path} is a torch file with {found}; expected {_EXPECTED}")
+
+
+def _require_torch_file(path: Path) -> None:
+    """Tell what is no checkpoint at all from a damaged one: torch writes zip archives, and pickles before."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start and not start.startswith((b"PK", b"\x80")):
+        raise CheckpointError(f"{path} is no checkpoint: it starts with {start!r}; expected {_EXPECTED}")
 
 
 def _read_torch(path: Path, objects: Objects, load_trusted: Callable[[Path], Any] | None) -> Any:

@@ -75,10 +75,9 @@ def prepare(contents: Contents, target: Format, options: argparse.Namespace) -> 
     """
     contents.config = _config(contents, options.config)
     manifest = manifest_of(contents.config)
+    # Also what the target cannot hold: a file that is wrong there was not read right.
+    check_networks(contents, manifest, generator_only=options.weights is not None)
     lightning.resolve_averages(contents, manifest)
-    if options.weights is None:
-        # Also what the target cannot hold: a file that is wrong there was not read right.
-        check_networks(contents, manifest)
     narrow(contents, target, options.weights)
     check_networks(contents, manifest)
     check_finite(contents, options.allow_nonfinite)

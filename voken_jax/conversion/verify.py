@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from voken_common.config import with_overrides
 from voken_common.conversion.contents import Arrays
 from voken_common.names import to_jax
-from voken_common.schema import Config
+from voken_common.schema import Config, QuantizerConfig
 from voken_jax.conversion import torch_bridge
 from voken_jax.models.functional import Weights
 from voken_jax.quantization import encode_indices, lookup
@@ -87,7 +87,7 @@ def compare(config: Config, source: Arrays, target: Arrays) -> list[Comparison]:
             Comparison(
                 what=what,
                 equal=int((other == ids).sum()),
-                near_ties=int(_near_ties(config, latents, ids, jnp.asarray(other), codebook).sum()),
+                near_ties=int(_near_ties(config.quantizer, latents, ids, jnp.asarray(other), codebook).sum()),
                 total=ids.size,
                 difference=float(np.abs(image - decoded).max()),
             )
@@ -116,7 +116,7 @@ class _Programs:
 
 
 def _near_ties(
-    config: Config,
+    quantizer: QuantizerConfig,
     latents: Float[Array, "B h w D"],
     ids: Int[Array, "B h w"],
     others: Int[Array, "B h w"],
@@ -127,7 +127,6 @@ def _near_ties(
     Every quantizer here compares inner products <z, c> (squared distances do, up to what does not depend on z), and
     <z + d, c - c'> changes by at most |d| |c - c'|.
     """
-    quantizer = config.quantizer
     codes, other_codes = (lookup(quantizer, numbers, codebook) for numbers in (ids, others))
     offset = jnp.zeros(ids.shape)
     if quantizer.kind == "vq":
