@@ -97,6 +97,20 @@ void change_data_ptr(const Tensor& tensor, const Tensor& block, int64_t offset) 
   tensor.storage().unsafeGetStorageImpl()->set_data_ptr_noswap({data, tensor.device()});
 }
 
+// The CPU's kernel on the same memory.
+void run_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  const auto first = stack->end() - static_cast<int64_t>(op.schema().arguments().size());
+  const auto device = first->toTensor().device();
+  for (auto value = first; value != stack->end(); ++value) {
+    if (value->isTensor() && value->toTensor().defined()) *value = on_cpu(value->toTensor());
+  }
+  op.callBoxed(stack);
+  const auto result = stack->end() - static_cast<int64_t>(op.schema().returns().size());
+  for (auto value = result; value != stack->end(); ++value) {
+    *value = on_npu(value->toTensor(), device);
+  }
+}
+
 void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& arguments = op.schema().arguments();
   const auto first = stack->size() - arguments.size();
@@ -130,9 +144,10 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("_local_scalar_dense", &npu::item);
   library.impl("convolution_overrideable", &npu::convolution);
   library.impl("convolution_backward_overrideable", &npu::convolution_backward);
-  // Backends without a kernel of their own would get another formula than the CPU's.
-  for (const char* name : {"native_group_norm", "native_group_norm_backward", "silu_backward"}) {
-    library.impl(name, torch::CppFunction::makeFromBoxedFunction<&npu::fallback>());
+  // Without kernels of its own a backend gets other formulas for these than the CPU, and the fallback would lose the
+  // running statistics that batch norm updates.
+  for (const char* name : {"native_batch_norm", "native_group_norm", "native_group_norm_backward", "silu_backward"}) {
+    library.impl(name, torch::CppFunction::makeFromBoxedFunction<&npu::run_on_cpu>());
   }
 }
 

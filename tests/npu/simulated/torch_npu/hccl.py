@@ -49,6 +49,11 @@ class _OnCpu:
 class SimulatedHCCL(dist.ProcessGroup):
     """The collectives that data parallel training uses."""
 
+    @property
+    def _device_types(self):
+        # Asked for by collectives of Python objects, which travel as tensors of such a device.
+        return [torch.device("npu")]
+
     def __init__(self, store, rank, size, timeout):
         super().__init__(rank, size)
         self.gloo = ProcessGroupGloo(store, rank, size, timeout)
@@ -56,25 +61,25 @@ class SimulatedHCCL(dist.ProcessGroup):
     def getBackendName(self):
         return "hccl"
 
-    def allreduce(self, tensors, options=None):
+    def allreduce(self, tensors, opts=None):
         tensors = [tensors] if isinstance(tensors, torch.Tensor) else tensors
         with _OnCpu(tensors) as copies:
-            self.gloo.allreduce(copies, options or AllreduceOptions()).wait()
+            self.gloo.allreduce(copies, opts or AllreduceOptions()).wait()
         return _done(tensors)
 
-    def broadcast(self, tensors, options=None):
+    def broadcast(self, tensors, opts=None):
         tensors = [tensors] if isinstance(tensors, torch.Tensor) else tensors
         with _OnCpu(tensors) as copies:
-            self.gloo.broadcast(copies, options or BroadcastOptions()).wait()
+            self.gloo.broadcast(copies, opts or BroadcastOptions()).wait()
         return _done(tensors)
 
-    def allgather(self, outputs, inputs, options=None):
+    def allgather(self, outputs, inputs, opts=None):
         _require_npu(inputs)
         (gathered,) = outputs
         with _OnCpu(gathered) as copies:
-            self.gloo.allgather([copies], [x.cpu() for x in inputs], options or AllgatherOptions()).wait()
+            self.gloo.allgather([copies], [x.cpu() for x in inputs], opts or AllgatherOptions()).wait()
         return _done(outputs)
 
-    def barrier(self, options=None):
+    def barrier(self, opts=None):
         self.gloo.barrier(BarrierOptions()).wait()
         return _done()
