@@ -12,7 +12,7 @@ from hypothesis import given, settings
 
 from tests.oracles import dense_ibq
 from voken_jax.quantizers import codebook_lookup, ibq, ibq_encode
-from voken_jax.quantizers.blocks import column_argmax, plan_blocks
+from voken_jax.quantizers.blocks import column_argmax, column_sum, plan_blocks, plan_rows
 
 
 def problem(tokens, codes, dim, scale=1.0, seed=0):
@@ -50,7 +50,7 @@ def budget(block, tile):
 
 
 CUTS = {
-    "one block": 2**26,
+    "whole rows": 2**26,
     "ragged blocks": budget(9, 7),
     "ragged blocks and tiles": budget(23, 3),
     "one token at a time": budget(5, 1),
@@ -70,15 +70,43 @@ def test_the_cuts_are_what_they_are_called():
     plans = [plan_blocks(7, 23, 8, bytes_) for bytes_ in CUTS.values()]
     assert [plan.blocks > 1 for plan in plans] == [False, False, False, True]
     assert [plan.tiles > 1 for plan in plans] == [False, True, True, True]
+    assert [plan_rows(7, 23, 8, bytes_) is not None for bytes_ in CUTS.values()] == [True, False, False, False]
     plan = plan_blocks(7, 600, 8, budget(256, 7))
     assert (plan.tiles, plan.blocks, plan.ragged) == (1, 3, True)
+    assert plan_rows(7, 600, 8, budget(256, 7)) is None
 
 
-def test_many_ragged_blocks_of_one_tile(x64):
+@pytest.mark.parametrize("use_entropy", [True, False])
+def test_many_ragged_blocks_of_one_tile(x64, use_entropy):
     z, codebook, w = problem(7, 600, 4, seed=4)
-    options = {"temperature": 0.05}
+    options = {"temperature": 0.05, "use_entropy": use_entropy}
     ours = gradients(ibq, z, codebook, w, memory_budget_bytes=budget(256, 7), **options)
     assert_same(ours, gradients(dense_ibq, z, codebook, w, **options))
+
+
+ROWS_BUDGET = 2**21
+
+
+@pytest.mark.parametrize("temperature", [0.05, 3.0])
+@pytest.mark.parametrize("use_entropy", [True, False])
+def test_whole_rows_in_ragged_tiles_and_blocks_equal_the_dense_definition(x64, use_entropy, temperature):
+    plan = plan_rows(150, 600, 8, ROWS_BUDGET)
+    assert plan.tiles > 1
+    assert plan.tiles * plan.tile > 150
+    assert plan.blocks > 1
+    assert plan.ragged
+    z, codebook, w = problem(150, 600, 4, seed=5)
+    options = {"temperature": temperature, "use_entropy": use_entropy, "beta": 0.4}
+    ours = gradients(ibq, z, codebook, w, memory_budget_bytes=ROWS_BUDGET, **options)
+    assert_same(ours, gradients(dense_ibq, z, codebook, w, **options))
+
+
+def test_both_forms_give_the_same_numbers(x64):
+    z, codebook, w = problem(100, 300, 6, 2.0, seed=6)
+    assert plan_rows(100, 300, 8, 2**20) is not None
+    assert plan_rows(100, 300, 8, 2**17) is None
+    rows, streamed = (gradients(ibq, z, codebook, w, memory_budget_bytes=bytes_) for bytes_ in (2**20, 2**17))
+    assert_same(rows, streamed, 1e-12)
 
 
 @settings(max_examples=30)
@@ -134,10 +162,11 @@ def test_equal_codes_share_the_tokens_evenly(x64):
     assert float(out.average_entropy) == pytest.approx(-math.log(1 / 50 + 1e-5), rel=1e-12)
 
 
+@pytest.mark.parametrize("bytes_", [budget(16, 2), 2**20])
 @pytest.mark.parametrize("scale", [1e2, 1e6, 1e15])
-def test_extreme_logits_stay_finite(scale):
+def test_extreme_logits_stay_finite(scale, bytes_):
     z, codebook, w = (x.astype(jnp.float32) for x in problem(5, 40, 4, scale))
-    (_, out), found = gradients(ibq, z, codebook, w, memory_budget_bytes=budget(16, 2))
+    (_, out), found = gradients(ibq, z, codebook, w, memory_budget_bytes=bytes_)
     assert np.isfinite(out.sample_entropy)
     assert np.isfinite(out.average_entropy)
     assert all(np.isfinite(g).all() for g in found)
@@ -169,18 +198,20 @@ def test_leading_axes_are_free_and_evaluation_agrees_with_training(x64):
     assert jax.eval_shape(ibq, z[0], codebook).indices.shape == ()
 
 
-def test_memory_does_not_grow_with_tokens_times_codes():
+# Blocks alone, and whole rows of 64 tokens.
+@pytest.mark.parametrize("bytes_", [2**20, 40 * 2**20])
+def test_memory_does_not_grow_with_tokens_times_codes(bytes_):
     def temporary(tokens):
         shapes = (jax.ShapeDtypeStruct((tokens, 8), jnp.float32), jax.ShapeDtypeStruct((2**16, 8), jnp.float32))
 
         def loss(z, codebook):
-            out = ibq(z, codebook, memory_budget_bytes=2**20)
+            out = ibq(z, codebook, memory_budget_bytes=bytes_)
             return out.quant_loss + out.entropy_loss
 
         return jax.jit(jax.grad(loss, (0, 1))).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
     small, large = temporary(256), temporary(1024)
-    assert small < 4 * 2**20
+    assert small < bytes_ + 3 * 2**20
     assert large < small + 2**20
 
 
@@ -189,6 +220,26 @@ def test_column_argmax_takes_the_lowest_row():
     value, row = column_argmax(x)
     assert value.tolist() == [0, 1, 2]
     assert row.tolist() == [0, 70, 191]
+
+
+def test_column_sum_takes_every_row():
+    for rows in (5, 32, 33, 96):
+        x = jnp.arange(3.0 * rows).reshape(rows, 3)
+        assert column_sum(x).tolist() == x.sum(axis=0).tolist()
+
+
+@settings(max_examples=100)
+@given(st.integers(1, 5000), st.integers(1, 300000), st.sampled_from([4, 8]), st.integers(1, 2**30))
+def test_rows_cover_everything_within_the_budget_or_leave_it_to_blocks(tokens, codes, itemsize, bytes_):
+    plan = plan_rows(tokens, codes, itemsize, bytes_)
+    if plan is None:
+        # Rows of the narrowest useful tile, with the blocks beside them, would not have fitted.
+        assert min(tokens, 64) * (2 * codes * 16 / 15 + 6 * 256) * itemsize > bytes_
+        return
+    assert plan.tile >= min(tokens, 64) or plan.tiles * plan.tile < tokens + plan.tile
+    assert plan.tile * (plan.tiles - 1) < tokens <= plan.tile * plan.tiles
+    assert plan.block * (plan.blocks - 1) < codes <= plan.block * plan.blocks
+    assert plan.tile * plan.block * (2 * plan.blocks + 4) * itemsize <= bytes_
 
 
 @settings(max_examples=60)

@@ -78,6 +78,37 @@ def test_ibq_is_the_dense_softmax(seed, tokens, codes, dim, budget, scale):
     assert_gradients(ours, dense, (z, codebook), 1e-7)
 
 
+@FEW
+@given(SEEDS, st.integers(65, 140), st.integers(300, 700), st.sampled_from([0.02, 3.0]), st.booleans())
+def test_whole_rows_in_tiles_are_the_dense_softmax(seed, tokens, codes, temperature, use_entropy):
+    budget = 8 * 70 * (2 * codes + 6 * 256)
+    plan = blocks.plan_rows(tokens, codes, 8, budget, torch.device("cpu"))
+    assert plan.tile < tokens or tokens < 100
+    assert plan.block < codes
+    z, codebook = normal(seed, tokens, 3), normal(seed + 1, codes, 3)
+    w = normal(seed + 2, tokens, 3).detach()
+    out = ibq(z, codebook, temperature=temperature, use_entropy=use_entropy, memory_budget_bytes=budget)
+    z_q, winner, loss, sample, average = dense_ibq(z, codebook, 0.25, temperature)
+    assert torch.equal(out.indices.long(), winner)
+    ours, dense = out.quant_loss + (out.quantized * w).sum(), loss + (z_q * w).sum()
+    if use_entropy:
+        ours, dense = ours + 0.7 * out.sample_entropy - 0.4 * out.average_entropy, dense + 0.7 * sample - 0.4 * average
+    torch.testing.assert_close(ours, dense, rtol=1e-9, atol=1e-9)
+    assert_gradients(ours, dense, (z, codebook), 1e-8)
+
+
+def test_both_forms_give_the_same_numbers():
+    z, codebook = normal(0, 100, 6, scale=2.0), normal(1, 300, 6)
+    found = []
+    for budget in (2**20, 2**17):
+        found.append(blocks.plan_rows(100, 300, 8, budget, z.device) is None)
+        out = ibq(z, codebook, memory_budget_bytes=budget)
+        total = out.quant_loss + out.entropy_loss + out.quantized.sum()
+        found.append((out.indices, total, *torch.autograd.grad(total, (z, codebook))))
+    assert found[::2] == [False, True]
+    torch.testing.assert_close(found[1], found[3], rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("rows", ["some rows", "all rows"])
 @pytest.mark.parametrize("budget", [2**12, 2**14, 2**24])
 def test_leaving_rows_out_changes_nothing(monkeypatch, rows, budget):
@@ -87,7 +118,8 @@ def test_leaving_rows_out_changes_nothing(monkeypatch, rows, budget):
     monkeypatch.setattr(blocks, "_CACHED_BYTES", 64 * 64 * 8)
     monkeypatch.setattr(blocks, "_LEAST_BLOCK", 64)
     if rows == "all rows":
-        monkeypatch.setattr("voken_torch.quantizers.streaming.active_rows", lambda exponents: None)
+        for form in ("streaming", "rows"):
+            monkeypatch.setattr(f"voken_torch.quantizers.{form}.active_rows", lambda exponents: None)
     out = ibq(z, codebook, temperature=0.01, memory_budget_bytes=budget)
     sample, average = dense_ibq(z, codebook, 0.25, 0.01)[3:]
     torch.testing.assert_close(out.sample_entropy, sample, rtol=1e-9, atol=1e-12)
@@ -242,3 +274,6 @@ def test_blocks_stay_within_the_budget():
             assert plan.tile * plan.block * 4 * 3 <= max(budget, 12)
             assert sum(s.stop - s.start for s in plan.blocks()) == codes
             assert sum(s.stop - s.start for s in plan.tiles()) == tokens
+            plan = blocks.plan_rows(tokens, codes, 4, budget, torch.device(kind))
+            assert plan is None or plan.tile >= min(tokens, 64) or len(list(plan.tiles())) == -(-tokens // plan.tile)
+            assert plan is None or plan.tile * (2 * codes + 4 * plan.block) * 4 <= budget
