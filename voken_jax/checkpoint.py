@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ from orbax.checkpoint import checkpoint_managers
 from voken_common.checkpoints import (
     FOLDER,
     ITEMS,
-    LOWER_IS_BETTER,
     Meta,
     Step,
     Weights,
     choose_step,
     describe_missing,
+    kept_steps,
 )
 from voken_common.errors import CheckpointError
 from voken_common.schema import CheckpointConfig, Config
@@ -48,24 +49,13 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path, config: CheckpointConfig):
-        metric, keep = config.best_metric, checkpoint_managers.preservation_policy
-        policies: list[Any] = [keep.LatestN(config.keep_last)]
-        if config.keep_best:
-            policies.append(
-                keep.BestN(
-                    get_metric_fn=lambda metrics: metrics[metric],
-                    reverse=metric in LOWER_IS_BETTER,
-                    n=config.keep_best,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+        folder = Path(workdir).absolute() / FOLDER
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=keep.AnyPreservationPolicy(policies),
+            preservation_policy=_LastAndBest(folder, config),
             # On the CPU arrays are not copied before the next step's donation may overwrite them.
             enable_async_checkpointing=jax.default_backend() != "cpu",
         )
-        self._manager = ocp.CheckpointManager(Path(workdir).absolute() / FOLDER, options=options)
-        self._metric = metric
+        self._manager = ocp.CheckpointManager(folder, options=options)
 
     def latest_step(self) -> int | None:
         """The newest step on disk, or None."""
@@ -86,7 +76,7 @@ class Checkpoints:
             data=grain.checkpoint.CheckpointSave(iterator),
             meta=ocp.args.JsonSave(Meta(config, step, metrics).to_dict()),
         )
-        self._manager.save(step, args=items, metrics=metrics if self._metric in metrics else None)
+        self._manager.save(step, args=items, metrics=metrics)
 
     def restore(self, abstract: TrainState, iterator: grain.DatasetIterator) -> TrainState:
         """The newest step, onto the shapes and shardings of `abstract`; the iterator is moved to its position.
@@ -136,6 +126,22 @@ class Checkpoints:
         """Wait for writes under way."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+class _LastAndBest(checkpoint_managers.preservation_policy.PreservationPolicy):
+    """Which steps stay, by what each step on disk says: a manager knows only the metrics of its own run."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig):
+        self._folder, self._config = folder, config
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """A flag per step."""
+        kept = kept_steps({info.step: info.metrics or self._saved(info.step) for info in checkpoints}, self._config)
+        return [info.step in kept for info in checkpoints]
+
+    def _saved(self, step: int) -> dict[str, float]:
+        folder = self._folder / str(step)
+        return read_meta(folder).metrics if (folder / "meta").is_dir() else {}
 
 
 def find_step(checkpoint: str | Path, step: Step = "latest") -> Path:

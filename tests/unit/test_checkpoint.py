@@ -90,6 +90,13 @@ def test_the_last_two_and_the_best_stay(run):
     assert steps_in(run[0]) == ["1", "3", "4"]
 
 
+def test_the_best_stays_when_a_run_continues(tmp_path):
+    config = with_overrides(tiny_config(tmp_path), ["checkpoint.keep_last=1", "checkpoint.keep_best=1"])
+    for step, score in PSNR.items():
+        save_all(tmp_path, config, {step: score})
+    assert steps_in(tmp_path) == ["1", "4"]
+
+
 def test_latest_best_and_numbered_steps_are_found(run):
     folder, _ = run
     assert find_step(folder).name == "4"
