@@ -1,6 +1,7 @@
 """Processes that see a simulated NPU, where torch_npu would provide a real one."""
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -21,22 +22,27 @@ def npu_environment():
     return {**os.environ, "PYTHONPATH": path, "SIMULATED_NPU": str(build()), "OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_on_npu(npu_environment):
-    """Run a command to its end and return it finished; its exit status must be the expected one."""
+    """Run a command to its successful end and return its output."""
 
-    def run(*command, status=0, **environment):
-        done = subprocess.run(
+    def run(*command):
+        process = subprocess.Popen(
             list(map(str, command)),
             cwd=ROOT,
-            env={**npu_environment, **environment},
+            env=npu_environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=300,
-            check=False,
+            start_new_session=True,
         )
-        assert done.returncode == status, f"exit status {done.returncode}, output:\n{done.stdout}"
-        return done.stdout
+        try:
+            output, _ = process.communicate(timeout=240)
+        except BaseException:
+            # The processes that it started, too.
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        assert process.returncode == 0, f"exit status {process.returncode}, output:\n{output}"
+        return output
 
     return run

@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 from tests.e2e.tiny import write
@@ -15,23 +14,27 @@ PYTEST = (sys.executable, "-m", "pytest", "--quiet", "--noconftest", "-p", "no:c
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
 
 
-@pytest.mark.parametrize("file", sorted(path.name for path in INSIDE.glob("check_*.py")))
-def test_inside(run_on_npu, tmp_path, file):
-    output = run_on_npu(*PYTEST, "--basetemp", tmp_path / "inside", "-o", "python_files=check_*.py", INSIDE / file)
+def test_one_device(run_on_npu, tmp_path):
+    output = run_on_npu(*PYTEST, "--basetemp", tmp_path / "inside", "-o", "python_files=check_*.py", INSIDE)
     assert " passed" in output
 
 
-def test_two_processes_train_as_one(run_on_npu, tmp_path):
-    run_on_npu(*TORCHRUN, "tests.npu.inside.two_processes", tmp_path)
+def test_two_devices(run_on_npu, tmp_path):
+    write(tmp_path)
+    output = run_on_npu(*TORCHRUN, "tests.npu.inside.two_processes", tmp_path)
     both = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert [results["where"] for results in both] == [["hccl", "npu:0"], ["hccl", "npu:1"]]
+    assert [results["others"] for results in both] == [[1], [0]]
+    check_that_two_train_as_one(both)
+    check_that_the_command_wrote_once(tmp_path / "run", output)
+
+
+def check_that_two_train_as_one(both):
     for name in ("global", "per_device", "fused"):
         assert_same(both[0][name][1], both[1][name][1])
-
     for name in ("global", "fused"):
         for metrics, of_one in zip(both[0][name][0], both[0]["whole"][0]):
             assert_same(metrics, of_one, 1e-4)
-
     # In the first step both players have their initial weights, so every logged mean is one of two lone runs.
     alone = [results["alone"][0][0] for results in both]
     for name, value in both[0]["per_device"][0][0].items():
@@ -39,18 +42,9 @@ def test_two_processes_train_as_one(run_on_npu, tmp_path):
             torch.testing.assert_close(value, (alone[0][name] + alone[1][name]) / 2, rtol=1e-4, atol=1e-5)
 
 
-def test_the_command_on_two_processes_writes_once(run_on_npu, tmp_path):
-    arguments = ("--config", write(tmp_path), "--workdir", tmp_path / "run", "--device", "npu", "--fused")
-    settings = ("--set", "training.steps=2", "--set", "precision.compute_dtype=bfloat16")
-    output = run_on_npu(*TORCHRUN, "voken_torch.train", *arguments, *settings)
+def check_that_the_command_wrote_once(workdir, output):
     assert output.count("2 process(es) on npu:0") == 1
-    assert "npu:1" not in output, "only the first process speaks"
-    steps = steps_in(tmp_path / "run" / "checkpoints")
+    assert "process(es) on npu:1" not in output, "only the first process speaks"
+    steps = steps_in(workdir / "checkpoints")
     assert set(steps) == {2}
     assert read_meta(steps[2]).metrics["psnr"] > 5
-
-
-def test_more_processes_than_devices(run_on_npu, tmp_path):
-    arguments = ("voken_torch.train", "--config", write(tmp_path), "--workdir", tmp_path / "run", "--device", "npu")
-    output = run_on_npu(*TORCHRUN, *arguments, status=1, SIMULATED_NPUS="1")
-    assert "error: process 1 of this machine has no npu device: 1 visible" in output

@@ -1,4 +1,7 @@
-"""Three steps on two devices, one process each: `torchrun --nproc-per-node 2 -m tests.npu.inside.two_processes DIR`."""
+"""Training on two devices, one process each: `torchrun --nproc-per-node 2 -m tests.npu.inside.two_processes DIR`.
+
+First some steps whose results go to DIR/<rank>.pt, then the training command with DIR/tiny.yaml.
+"""
 
 import os
 import sys
@@ -12,6 +15,7 @@ from voken_torch import device, sharding
 from voken_torch.device import Runtime
 from voken_torch.state import create_state
 from voken_torch.tokenizer_step import TokenizerStep
+from voken_torch.train import main as command
 
 STEPS = 3
 CONFIGS = {
@@ -32,20 +36,28 @@ def _on_cpu(values):
     return {name: value.detach().cpu() for name, value in values.items()}
 
 
-def main(folder):
+def run_steps(folder):
     # What one process makes of the whole batch, and of this one's part alone; before the processes join, but with the
     # backend loaded, as autograd counts the devices when it is first used.
     rank = int(os.environ["RANK"])
     device.resolve("npu", rank)
     results = {"whole": train(CONFIGS["global"], Runtime()), "alone": train(CONFIGS["per_device"], Runtime(), rank, 2)}
-    with device.session("npu") as plain:
-        for name, config in CONFIGS.items():
-            results[name] = train(config, plain, rank, sharding.process_count())
-        fused = Runtime(plain.device, fused=True)
-        results["fused"] = train(CONFIGS["global"], fused, rank, sharding.process_count())
-        results["where"] = [torch.distributed.get_backend(), str(plain.device)]
-        torch.save(results, folder / f"{rank}.pt")
+    plain = device.start("npu")
+    for name, config in CONFIGS.items():
+        results[name] = train(config, plain, rank, sharding.process_count())
+    fused = Runtime(plain.device, fused=True)
+    results["fused"] = train(CONFIGS["global"], fused, rank, sharding.process_count())
+    results["where"] = [torch.distributed.get_backend(), str(plain.device)]
+    results["others"] = sharding.gather_objects(rank)
+    torch.save(results, folder / f"{rank}.pt")
+
+
+def run_command(folder):
+    arguments = ["--config", folder / "tiny.yaml", "--workdir", folder / "run", "--device", "npu", "--fused"]
+    settings = ["training.steps=2", "precision.compute_dtype=bfloat16"]
+    return command([*map(str, arguments), *(word for setting in settings for word in ("--set", setting))])
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run_steps(Path(sys.argv[1]))
+    sys.exit(run_command(Path(sys.argv[1])))
