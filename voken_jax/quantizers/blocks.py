@@ -5,7 +5,7 @@ Shapes: N tokens, K codes, D code dimension, n tokens in a tile, k codes in a bl
 Codes are walked in blocks of one static size. The last block starts at K - k instead of running over the end, so a
 codebook of any size is read in place, without a padded copy; `fresh` marks the codes that no earlier block has seen.
 Tokens are few next to codes, so they are padded and cut into tiles, and only when a block of the least useful width
-would not fit otherwise.
+would not fit otherwise. `plan_rows` asks first whether a tile with all its codes fits: see `rows`.
 """
 
 from collections.abc import Callable

@@ -66,8 +66,8 @@ def ibq(
     """Quantize with index backpropagation, streaming over blocks of codes forward and backward.
 
     Logits are <z, e_k>, in float32 for half-precision inputs and in float64 when an input is float64. The backward pass
-    keeps O(N D + K) numbers. Means run over all tokens of `z`: the whole batch under `jit`, one device's tokens inside
-    `shard_map`.
+    keeps at most O(N D + K) numbers. Means run over all tokens of `z`: the whole batch under `jit`, one device's tokens
+    inside `shard_map`.
 
     Args:
       z: any leading axes, code dimension last.
@@ -77,8 +77,9 @@ def ibq(
       temperature: of the softmax inside the entropy terms (the gradient's softmax has temperature 1); static.
       sample_weight: weight of the sample entropy in `entropy_loss`.
       batch_weight: weight of the average entropy in `entropy_loss`.
-      memory_budget_bytes: bound on all tokens x codes temporaries together, counting every token of `z`;
-        None chooses 16 MiB on a CPU and 512 MiB on an accelerator.
+      memory_budget_bytes: bound on all tokens x codes temporaries together, counting every token of `z`. Where the
+        logits of 64 tokens fit it twice, five matrix products are needed instead of seven. None allows 288 MiB on a CPU
+        and 512 MiB on an accelerator for this, and 16 MiB and 512 MiB otherwise.
 
     Raises:
       ValueError: if shapes disagree, there are no tokens or codes, or temperature or budget are not positive.

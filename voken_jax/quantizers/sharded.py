@@ -65,7 +65,7 @@ def ibq_sharded(
       temperature: see `ibq`.
       sample_weight: see `ibq`.
       batch_weight: see `ibq`.
-      memory_budget_bytes: bound on the temporaries of one device.
+      memory_budget_bytes: bound on the temporaries of one device; None: 16 MiB on a CPU, 512 MiB on an accelerator.
 
     Raises:
       ValueError: if an axis is not in the mesh or the shapes do not divide by the axes' sizes.
