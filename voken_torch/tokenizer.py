@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from voken_common.checkpoints import Step, Weights
+from voken_common.conversion.safetensors_file import is_safetensors, read_safetensors
 from voken_common.names import require_same_shapes
 from voken_common.pixels import pad_to_multiple
 from voken_common.schema import Config
@@ -61,7 +62,7 @@ class Tokenizer:
         """Read a checkpoint; nothing but its folder or file is needed.
 
         Args:
-            checkpoint: a work directory or a checkpoint file.
+            checkpoint: a work directory, a checkpoint file, or a .safetensors file of voken.
             step: which step of a work directory.
             weights: `ema` (averages, for evaluation), `raw`, or None: the averages if there are any.
             runtime: where to compute; the CPU by default.
@@ -70,7 +71,12 @@ class Tokenizer:
             CheckpointError: there is no such checkpoint, or it cannot be read.
         """
         path = find_step(checkpoint, step)
-        return cls(read_meta(path).config, load_generator(path, weights), runtime)
+        if not is_safetensors(path):
+            return cls(read_meta(path).config, load_generator(path, weights), runtime)
+        meta, arrays = read_safetensors(path, weights)
+        dtype = getattr(torch, meta.config.precision.param_dtype)
+        wide = {name: array.astype(meta.config.precision.param_dtype) for name, array in arrays.items()}
+        return cls(meta.config, {name: torch.tensor(array, dtype=dtype) for name, array in wide.items()}, runtime)
 
     @property
     def downsampling(self) -> int:

@@ -17,6 +17,7 @@ from tests.e2e.conftest import record_batches
 from tests.e2e.tiny import STEPS, tiny_config, write
 from voken_common.config import load_config, with_overrides
 from voken_common.errors import CheckpointError
+from voken_jax.convert import main as convert
 from voken_torch import trainer
 from voken_torch.checkpoint import find_step, read, read_meta, steps_in
 from voken_torch.reconstruct import main as reconstruct
@@ -206,6 +207,8 @@ def test_tokenizer_and_reconstruction(trained_in_torch, tmp_path, capsys):
     torch.testing.assert_close(decoded, tokenizer.reconstruct(images), rtol=0, atol=0)
     every = torch.arange(256).reshape(4, 8, 8)
     assert torch.equal(tokenizer.ids_of(tokenizer.codes(every)), every.int())
+    assert convert([str(workdir), str(tmp_path / "shared.safetensors")]) == 0
+    assert torch.equal(Tokenizer.load(tmp_path / "shared.safetensors").decode(ids), decoded)
     raw = Tokenizer.load(workdir, weights="raw")
     assert not torch.equal(raw.decode(ids), decoded)
     assert tokenizer.reconstruct(torch.zeros(1, 3, 19, 23)).shape == (1, 3, 19, 23)
