@@ -142,8 +142,13 @@ def exp_(exponents: Float[Tensor, "n k"], out: Tensor | None = None) -> Float[Te
     Such a result is nothing next to the terms near 1 that it is added to, but takes a CPU twenty times as long. Bounded
     `exponents` also stay finite, so that their product with the result is never not-a-number.
     """
-    exponents.clamp_(min=_least_exponent(exponents.dtype))
+    exponents.clamp_(min=least_exponent(exponents.dtype))
     return torch.exp(exponents, out=exponents if out is None else out)
+
+
+def least_exponent(dtype: torch.dtype) -> float:
+    """The least number whose exponential is not subnormal."""
+    return math.log(torch.finfo(dtype).tiny) + 1
 
 
 def active_rows(exponents: Float[Tensor, " n"]) -> Int[Tensor, " m"] | None:
@@ -154,7 +159,7 @@ def active_rows(exponents: Float[Tensor, " n"]) -> Int[Tensor, " m"] | None:
     """
     if exponents.device.type != "cpu":
         return None
-    rows = (~(exponents < _least_exponent(exponents.dtype))).nonzero().flatten()
+    rows = (~(exponents < least_exponent(exponents.dtype))).nonzero().flatten()
     return rows if 2 * rows.shape[0] <= exponents.shape[0] else None
 
 
@@ -169,10 +174,6 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype
-
-
-def _least_exponent(dtype: torch.dtype) -> float:
-    return math.log(torch.finfo(dtype).tiny) + 1
 
 
 def _first(x: Float[Tensor, "n k"], value: Float[Tensor, " n"]) -> Int[Tensor, " n"]:

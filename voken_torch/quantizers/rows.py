@@ -25,10 +25,14 @@ from voken_torch.quantizers.blocks import (
     compute_dtype,
     exp_,
     in_full_precision,
+    least_exponent,
     plan_rows,
     row_argmax,
 )
 from voken_torch.quantizers.entropy import average_entropy, average_entropy_constant, average_entropy_slope
+
+# Shares q are kept one by one where at most one in so many is more than nothing: then they are small beside the rows.
+_FEW = 256
 
 
 class RowResiduals(NamedTuple):
@@ -186,58 +190,104 @@ def backward(
         return dz.to(z.dtype), dcodebook.to(codebook.dtype)
 
 
+class _Entries(NamedTuple):
+    """The shares q of a block that are more than nothing, where they are few: token, code in the block and log q."""
+
+    tokens: Int[Tensor, " e"]
+    codes: Int[Tensor, " e"]
+    log_share: Float[Tensor, " e"]
+
+
 class _BackwardTile:
-    """Gradients of one tile: `reduce` makes its rows and sums them over the codes, `spread` makes gradients of them."""
+    """Gradients of one tile: `reduce` makes its rows and sums them over the codes, `spread` makes gradients of them.
+
+    With w = exp(logit - maximum), the rows keep w and w <G, e_k>, from which the part of p follows without another
+    exponential: mass times the gradient is w <G, e_k> - pull w, and 1 / mass is applied to the tokens. Where
+    few shares q of a block matter, those are kept beside; otherwise the logits are kept instead of w.
+    """
 
     def __init__(self, given: _Given, settings: Settings, plan: BlockPlan, memory: _Rows, scratch: Buffers):
         self.given, self.plan, self.memory, self.scratch = given, plan, memory, scratch
         self.sharp, self.inverse = settings.use_entropy, 1 / settings.temperature
         self.mass, self.pull, self.offset = given.tile.new_zeros(3, given.tile.shape[0])
-        self.active: list[Tensor | None] = []
+        self.entries: list[_Entries | None] = []
 
     def reduce(self, codebook: Float[Tensor, "K D"]) -> None:
-        """Logits and products with the upstream gradient of all codes, and their sums."""
-        given = self.given
-        count, pair = given.tile.shape[0], torch.cat([given.tile, given.upstream])
+        """Rows of all codes, and their sums."""
+        count, pair = self.given.tile.shape[0], torch.cat([self.given.tile, self.given.upstream])
         for block in self.plan.blocks():
             rows = torch.mm(pair, codebook[block].to(pair.dtype).t(), out=self.memory.view(count, block))
             logits, products = rows[:count], rows[count:]
+            weights = logits
             if self.sharp:
-                exponents = (logits.amax(dim=1) - given.maximum) * self.inverse - given.sharp_log_mass
-                active = active_rows(exponents)
-                self.active.append(active)
-                share, factor = self._shares(logits, block, active)
-                _add(self.offset, active, factor.mul_(share).sum(dim=1))
-            weights = self.scratch.view(0, *logits.shape)
-            exp_(torch.sub(logits, given.maximum[:, None], out=weights))
+                entries = self._reduce_sharp(logits, block)
+                self.entries.append(entries)
+                weights = self.scratch.view(0, *logits.shape) if entries is None else logits
+            exp_(torch.sub(logits, self.given.maximum[:, None], out=weights))
             self.mass += weights.sum(dim=1)
-            self.pull += weights.mul_(products).sum(dim=1)
+            self.pull += products.mul_(weights).sum(dim=1)
         self.pull /= self.mass
+
+    def _reduce_sharp(self, logits: Float[Tensor, "n k"], block: slice) -> _Entries | None:
+        """Add to `offset`; returns the shares that matter if they are few."""
+        active, log_share = self._log_shares(logits)
+        if active is not None:
+            found = (log_share > least_exponent(log_share.dtype)).nonzero()
+            if _FEW * found.shape[0] <= logits.numel():
+                row, codes = found.unbind(dim=1)
+                entries = _Entries(active[row], codes, log_share[row, codes])
+                self.offset.index_add_(0, entries.tokens, torch.mul(*self._entry_terms(entries, block)))
+                return entries
+        share, factor = self._shares(log_share, block)
+        _add(self.offset, active, factor.mul_(share).sum(dim=1))
+        return None
 
     def spread(self, codebook: Tensor, dz: Float[Tensor, "n D"], dcodebook: Float[Tensor, "K D"], beta: int) -> None:
         """Add to the tokens' gradients, and add to (beta 1) or write (beta 0) those of the codes."""
-        given, count = self.given, dz.shape[0]
-        log_normaliser = (given.maximum + self.mass.log())[:, None]
+        count, mass = dz.shape[0], self.mass[:, None]
+        tile, pull = self.given.tile / mass, -self.pull[:, None]
         for number, block in enumerate(self.plan.blocks()):
             rows = self.memory.view(count, block)
-            logits, gradient = rows[:count], rows[count:]
-            weights = self.scratch.view(0, *logits.shape)
-            exp_(torch.sub(logits, log_normaliser, out=weights))
-            gradient.sub_(self.pull[:, None]).mul_(weights)
+            weights, gradient = rows[:count], rows[count:]
             if self.sharp:
-                active = self.active[number]
-                share, factor = self._shares(logits, block, active)
-                offset = self.offset if active is None else self.offset[active]
-                _add(gradient, active, factor.sub_(offset[:, None]).mul_(share))
+                self._spread_sharp(weights, gradient, block, self.entries[number])
+            gradient.addcmul_(weights, pull)
             dz.addmm_(gradient, codebook[block].to(dz.dtype))
-            dcodebook[block].addmm_(gradient.t(), given.tile, beta=beta)
+            dcodebook[block].addmm_(gradient.t(), tile, beta=beta)
+        dz.div_(mass)
 
-    def _shares(self, logits: Float[Tensor, "n k"], block: slice, active: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The shares q of the active rows and the factors of their gradient, in both scratch buffers."""
+    def _spread_sharp(
+        self, weights: Float[Tensor, "n k"], gradient: Float[Tensor, "n k"], block: slice, entries: _Entries | None
+    ) -> None:
+        """Add mass times the part of q; without entries `weights` holds logits, and their weights afterwards."""
+        if entries is not None:
+            share, factor = self._entry_terms(entries, block)
+            update = (factor - self.offset[entries.tokens]) * share * self.mass[entries.tokens]
+            gradient.index_put_((entries.tokens, entries.codes), update, accumulate=True)
+            return
+        active, log_share = self._log_shares(weights)
+        exp_(weights.sub_(self.given.maximum[:, None]))
+        share, factor = self._shares(log_share, block)
+        offset, scale = self.offset[:, None], self.mass[:, None]
+        if active is not None:
+            offset, scale = offset[active], scale[active]
+        _add(gradient, active, factor.sub_(offset).mul_(share).mul_(scale))
+
+    def _entry_terms(self, entries: _Entries, block: slice) -> tuple[Tensor, Tensor]:
+        """Shares q and the factors of their gradient."""
+        factor = self.given.slope[block][entries.codes] - self.given.sample * entries.log_share
+        return entries.log_share.exp(), factor
+
+    def _log_shares(self, logits: Float[Tensor, "n k"]) -> tuple[Tensor | None, Tensor]:
+        """The rows to which this block matters, and their log q, in the first scratch buffer."""
         maximum, log_mass = self.given.maximum, self.given.sharp_log_mass
+        active = active_rows((logits.amax(dim=1) - maximum) * self.inverse - log_mass)
         if active is not None:
             logits, maximum, log_mass = logits[active], maximum[active], log_mass[active]
         log_share = torch.sub(logits, maximum[:, None], out=self.scratch.view(0, *logits.shape))
-        log_share.mul_(self.inverse).sub_(log_mass[:, None])
-        share = exp_(log_share, out=self.scratch.view(1, *logits.shape))
+        return active, log_share.mul_(self.inverse).sub_(log_mass[:, None])
+
+    def _shares(self, log_share: Float[Tensor, "m k"], block: slice) -> tuple[Tensor, Tensor]:
+        """q, in the second scratch buffer, and the factors of its gradient in place of log q."""
+        share = exp_(log_share, out=self.scratch.view(1, *log_share.shape))
         return share, log_share.mul_(-self.given.sample).add_(self.given.slope[block])
