@@ -115,7 +115,7 @@ def test_leaving_rows_out_changes_nothing(monkeypatch, rows, budget):
     # Codes in clusters: most blocks are nothing to most tokens at this temperature.
     codebook = normal(1, 512, 4, scale=0.1).detach() + 5 * normal(2, 8, 4).detach().repeat_interleave(64, dim=0)
     z, codebook = normal(0, 64, 4, scale=3.0), codebook.requires_grad_()
-    monkeypatch.setattr(blocks, "_CACHED_BYTES", 64 * 64 * 16)
+    monkeypatch.setattr(blocks, "_CACHED_BYTES", 64 * 64 * 8)
     monkeypatch.setattr(blocks, "_LEAST_BLOCK", 64)
     monkeypatch.setattr("voken_torch.quantizers.rows._FEW", 1 if rows == "single shares" else 2**40)
     if rows == "all rows":

@@ -85,7 +85,7 @@ def plan_rows(
     """
     _check_sizes(tokens, codes, memory_budget_bytes)
     elements = memory_budget_bytes // itemsize
-    cached = _CACHED_BYTES // (2 * itemsize) if device.type == "cpu" else elements
+    cached = _CACHED_BYTES // itemsize if device.type == "cpu" else elements
     least = min(codes, _LEAST_BLOCK)
     # Beside the rows themselves, blocks get at most a sixteenth of the budget, or what the narrowest ones need.
     tile = min(tokens, (elements - elements // 16) // (_LIVE_ROWS * codes), max(1, cached // least))

@@ -122,10 +122,13 @@ def _forward_tile(
     scratch, kept = Buffers(plan, tile, tile.dtype, 1), []
     for block, block_maximum in zip(plan.blocks(), maxima, strict=True):
         active = active_rows((block_maximum - maximum) * inverse)
-        logits, offset = rows.view(count, block), maximum
+        exponents, offset = rows.view(count, block), maximum
         if active is not None:
-            logits, offset = logits[active], maximum[active]
-        exponents = logits.sub_(offset[:, None]).mul_(inverse)
+            offset = maximum[active]
+            selected = _select(exponents, active, scratch.view(0, *exponents.shape))
+            # What is left of the block has nothing to add: its first rows hold what has.
+            exponents = exponents[: active.shape[0]].copy_(selected)
+        exponents.sub_(offset[:, None]).mul_(inverse)
         _add(sharp_mass, active, exp_(exponents, out=scratch.view(0, *exponents.shape)).sum(dim=1))
         kept.append((active, exponents))
     log_mass = sharp_mass.log()
@@ -135,6 +138,11 @@ def _forward_tile(
         mass[block] += share.sum(dim=0)
         _add(entropy, active, log_share.mul_(share).sum(dim=1))
     return _Tile(winner, maximum, log_mass, -entropy)
+
+
+def _select(x: Float[Tensor, "n k"], rows: Int[Tensor, " m"], memory: Float[Tensor, "n k"]) -> Float[Tensor, "m k"]:
+    """Some rows of x, in the given memory: fresh memory costs more than the rows are worth."""
+    return torch.index_select(x, 0, rows, out=memory[: rows.shape[0]])
 
 
 def _add(total: Float[Tensor, "n ..."], rows: Int[Tensor, " m"] | None, update: Float[Tensor, "m ..."]) -> None:
@@ -283,7 +291,8 @@ class _BackwardTile:
         maximum, log_mass = self.given.maximum, self.given.sharp_log_mass
         active = active_rows((logits.amax(dim=1) - maximum) * self.inverse - log_mass)
         if active is not None:
-            logits, maximum, log_mass = logits[active], maximum[active], log_mass[active]
+            logits = _select(logits, active, self.scratch.view(1, *logits.shape))
+            maximum, log_mass = maximum[active], log_mass[active]
         log_share = torch.sub(logits, maximum[:, None], out=self.scratch.view(0, *logits.shape))
         return active, log_share.mul_(self.inverse).sub_(log_mass[:, None])
 
