@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from pathlib import Path
 
-import jax
 import pytest
 
 from tests.e2e.tiny import tiny_config
@@ -39,12 +38,10 @@ def record_batches(monkeypatch, change=None):
 
 @pytest.fixture(scope="session", autouse=True)
 def hurry():
-    """Build each configuration once, and compile it without optimisations: compiling is most of these tests' time."""
+    """Build each configuration once: compiling is most of these tests' time."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(trainer, "build", functools.cache(trainer.build))
-        jax.config.update("jax_disable_most_optimizations", True)
         yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,7 @@ def _flat(content, prefix=""):
     return {prefix: content}
 
 
-@pytest.fixture(params=["lfq", "ibq"])
+@pytest.fixture(params=["lfq", pytest.param("ibq", marks=pytest.mark.slow)])
 def config(request, tmp_path):
     mapping = (TINY if request.param == "lfq" else quantized_by("ibq")) | RUN
     return load_config(write(tmp_path, mapping))

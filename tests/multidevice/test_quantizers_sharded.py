@@ -119,6 +119,7 @@ def compile_large(shape, codes=2**15, dim=16, tokens=64):
     return jax.jit(jax.grad(loss, (0, 1))).lower(*shapes).compile()
 
 
+@pytest.mark.usefixtures("optimized")
 def test_every_device_holds_its_codes_alone():
     codebook_bytes = 2**15 * 16 * 4
     whole, split = (compile_large(shape).memory_analysis() for shape in ((8, 1, 1), (2, 1, 4)))
@@ -129,6 +130,7 @@ def test_every_device_holds_its_codes_alone():
     assert split.temp_size_in_bytes < whole.temp_size_in_bytes
 
 
+@pytest.mark.usefixtures("optimized")
 def test_the_codebook_is_never_gathered():
     program = compile_large((2, 1, 4)).as_text()
     assert "all-reduce" in program

@@ -199,6 +199,7 @@ def test_leading_axes_are_free_and_evaluation_agrees_with_training(x64):
 
 
 # Blocks alone, and whole rows of 64 tokens.
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("bytes_", [2**20, 40 * 2**20])
 def test_memory_does_not_grow_with_tokens_times_codes(bytes_):
     def temporary(tokens):

@@ -97,6 +97,7 @@ def test_a_collapsed_batch_has_no_codebook_entropy(x64):
     assert float(out.codebook_entropy) == pytest.approx(-math.log(1 + 1e-5), rel=1e-6)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_temporaries_stay_within_the_block():
     x = jax.ShapeDtypeStruct((64, 20), jnp.float32)
     block = 2**16

@@ -180,6 +180,7 @@ def as_soft(result: Assignment, dtype: Any) -> SoftAssignment:
 
 def _assignment_forward(z: Array, codebook: Array, settings: Settings) -> tuple[SoftAssignment, tuple[Any, ...]]:
     plan = rows.make_plan(z, codebook, settings)
+    residuals: Residuals | RowResiduals
     if plan is None:
         result, residuals = streaming.forward_with_residuals(z, codebook, settings)
     else:
@@ -192,9 +193,10 @@ def _assignment_backward(
 ) -> tuple[Array, Array]:
     z, codebook, residuals = saved
     cotangents = Cotangents(given.soft, given.hard, given.sample_entropy, given.average_entropy)
-    plan = rows.make_plan(z, codebook, settings)
-    if plan is None:
+    if isinstance(residuals, Residuals):
         return streaming.backward(z, codebook, residuals, cotangents, settings)
+    plan = rows.make_plan(z, codebook, settings)
+    assert plan is not None, "the forward pass chose whole rows"
     return rows.backward(z, codebook, residuals, cotangents, settings, plan)
 
 

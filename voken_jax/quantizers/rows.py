@@ -11,7 +11,7 @@ are O(N + K): no expectation is kept. Rows are stored block by block, because pa
 For one device; `streaming` is the form that also runs on a shard of the codes.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -98,7 +98,7 @@ def _forward_tile(
     sharp = settings.use_entropy
     numbers = jnp.arange(plan.blocks)
 
-    def search(best: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], Array | None]:
+    def search(best: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], Any]:
         block = blocks.read_block(codebook, number, plan)
         logits = mask_seen(logits_of(block.codes, tile), block, -jnp.inf)
         maximum, winner = blocks.column_argmax(logits)

@@ -167,6 +167,7 @@ class _SoftAssignment(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, codebook: Tensor, settings: Settings) -> tuple[Tensor, ...]:
         ctx.settings, ctx.plan = settings, rows.make_plan(z, codebook, settings)
+        saved: tuple[Tensor, ...]
         if ctx.plan is not None:
             result, saved = rows.forward(z, codebook, settings, ctx.plan)
         else:
@@ -185,5 +186,6 @@ class _SoftAssignment(torch.autograd.Function):
         given = Cotangents(soft, hard, sample, average)
         if ctx.plan is not None:
             return *rows.backward(z, codebook, RowResiduals(*saved), given, ctx.settings, ctx.plan), None
-        residuals = Residuals(*saved[:4], sharp=SharpResiduals(*saved[4:]) if saved[4:] else None)
+        indices, maximum, log_mass, expectation, *sharp = saved
+        residuals = Residuals(indices, maximum, log_mass, expectation, SharpResiduals(*sharp) if sharp else None)
         return *streaming.backward(z, codebook, residuals, given, ctx.settings), None
