@@ -12,28 +12,51 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from voken_common.config import from_json
+from voken_common.config import AnyConfig, from_json
 from voken_common.errors import CheckpointError
+from voken_common.generator_schema import GeneratorCheckpointConfig, GeneratorConfig
 from voken_common.schema import CheckpointConfig, Config
 
 __all__ = ["FOLDER", "LAYOUT", "CheckpointError", "Meta", "Step", "Weights", "choose_step", "kept_steps"]
 
 FOLDER = "checkpoints"
 LAYOUT = 1
-LOWER_IS_BETTER = ("l1", "lpips")
+LOWER_IS_BETTER = ("l1", "lpips", "loss")
 Weights = Literal["ema", "raw"]
 Step = int | Literal["latest", "best"]
 ITEMS: dict[Weights, str] = {"ema": "generator_ema", "raw": "generator"}
-FIXED_FOR_A_RUN = ("model", "quantizer", "discriminator", "statistics_scope", "precision")
+FIXED_FOR_A_RUN = ("kind", "model", "quantizer", "discriminator", "statistics_scope", "precision")
 
 
 @dataclasses.dataclass(frozen=True)
 class Meta:
     """What a step says about itself."""
 
-    config: Config
+    config: AnyConfig
     step: int
     metrics: dict[str, float]
+
+    @property
+    def tokenizer(self) -> Config:
+        """The configuration of a tokenizer's checkpoint.
+
+        Raises:
+            CheckpointError: it is one of a generator.
+        """
+        if not isinstance(self.config, Config):
+            raise CheckpointError(f"found the checkpoint of generator {self.config.name}, expected one of a tokenizer")
+        return self.config
+
+    @property
+    def generator(self) -> GeneratorConfig:
+        """The configuration of a generator's checkpoint.
+
+        Raises:
+            CheckpointError: it is one of a tokenizer.
+        """
+        if not isinstance(self.config, GeneratorConfig):
+            raise CheckpointError(f"found the checkpoint of tokenizer {self.config.name}, expected one of a generator")
+        return self.config
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they are written."""
@@ -86,7 +109,9 @@ def choose_step(steps: Mapping[int, Path], step: Step, read_meta: Callable[[Path
     return steps[step]
 
 
-def kept_steps(metrics: Mapping[int, Mapping[str, float]], config: CheckpointConfig) -> set[int]:
+def kept_steps(
+    metrics: Mapping[int, Mapping[str, float]], config: CheckpointConfig | GeneratorCheckpointConfig
+) -> set[int]:
     """Which of several steps (number -> metrics of its validation, if any) are kept: the last ones and the best."""
     scored = {step: values[config.best_metric] for step, values in metrics.items() if config.best_metric in values}
     best = _ranked(scored, config.best_metric)[: config.keep_best]
@@ -102,19 +127,19 @@ def describe_missing(path: Path, command: str, place: str) -> str:
     )
 
 
-def check_same_run(saved: Config, config: Config) -> list[str]:
+def check_same_run(saved: AnyConfig, config: AnyConfig) -> list[str]:
     """Sections that changed since the checkpoint; a run continues only under the networks it was made with.
 
     Raises:
         CheckpointError: one of the fixed sections changed.
     """
     before, now = saved.model_dump(mode="json"), config.model_dump(mode="json")
-    changed = [key for key in now if before[key] != now[key]]
+    changed = [key for key in now if before.get(key) != now[key]]
     for key in FIXED_FOR_A_RUN:
         if key in changed:
             raise CheckpointError(
-                f"the checkpoint was trained with {key} {before[key]}, this run has {now[key]}; use another --workdir, "
-                "or the settings of the checkpoint (its config.yaml)"
+                f"the checkpoint was trained with {key} {before.get(key)}, this run has {now[key]}; use another "
+                "--workdir, or the settings of the checkpoint (its config.yaml)"
             )
     return changed
 

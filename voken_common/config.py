@@ -157,9 +157,9 @@ def to_yaml(config: AnyConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def from_json(text: str, origin: str) -> Config:
+def from_json(text: str, origin: str) -> AnyConfig:
     """Read a resolved configuration back, for example from a checkpoint."""
-    return validate(json.loads(text), origin)
+    return validate_any(json.loads(text), origin)
 
 
 def with_overrides(config: Config, overrides: Iterable[str]) -> Config:

@@ -60,7 +60,7 @@ class Tokenizer:
         if Path(checkpoint).is_file():
             return cls._load_file(Path(checkpoint), weights)
         folder = find_step(checkpoint, step)
-        config = read_meta(folder).config
+        config = read_meta(folder).tokenizer
         return cls(config, load_generator(folder, build_autoencoder(config).parameters, weights))
 
     @classmethod
@@ -71,8 +71,8 @@ class Tokenizer:
                 "of other checkpoints"
             )
         meta, arrays = read_safetensors(path, weights)
-        dtype = jnp.dtype(meta.config.precision.param_dtype)
-        return cls(meta.config, {name: jnp.asarray(array, dtype) for name, array in to_jax(arrays).items()})
+        dtype = jnp.dtype(meta.tokenizer.precision.param_dtype)
+        return cls(meta.tokenizer, {name: jnp.asarray(array, dtype) for name, array in to_jax(arrays).items()})
 
     @property
     def downsampling(self) -> int:

@@ -72,11 +72,11 @@ class Tokenizer:
         """
         path = find_step(checkpoint, step)
         if not is_safetensors(path):
-            return cls(read_meta(path).config, load_generator(path, weights), runtime)
+            return cls(read_meta(path).tokenizer, load_generator(path, weights), runtime)
         meta, arrays = read_safetensors(path, weights)
-        dtype = getattr(torch, meta.config.precision.param_dtype)
-        wide = {name: array.astype(meta.config.precision.param_dtype) for name, array in arrays.items()}
-        return cls(meta.config, {name: torch.tensor(array, dtype=dtype) for name, array in wide.items()}, runtime)
+        dtype = getattr(torch, meta.tokenizer.precision.param_dtype)
+        wide = {name: array.astype(meta.tokenizer.precision.param_dtype) for name, array in arrays.items()}
+        return cls(meta.tokenizer, {name: torch.tensor(array, dtype=dtype) for name, array in wide.items()}, runtime)
 
     @property
     def downsampling(self) -> int:

@@ -72,7 +72,7 @@ def _read_safetensors(path: Path) -> Contents:
     meta, weights = read_metadata(metadata, str(path))
     contents = Contents(str(path), "safetensors", weights={weights or "raw": arrays})
     if meta is not None:
-        contents.config, contents.step, contents.metrics = meta.config, meta.step, meta.metrics
+        contents.config, contents.step, contents.metrics = meta.tokenizer, meta.step, meta.metrics
     else:
         found = lightning.sort_state_dict(arrays, str(path))
         contents.weights = {"raw": found.generator}

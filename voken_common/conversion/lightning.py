@@ -122,7 +122,7 @@ def to_contents(root: Mapping[str, Any], origin: str) -> Contents:
             contents.dropped.append(f"{', '.join(others)}: belongs to the program that wrote the file")
     if OWN_KEY in root:
         meta = Meta.from_dict(root[OWN_KEY], origin)
-        contents.config, contents.step, contents.metrics = meta.config, meta.step, meta.metrics
+        contents.config, contents.step, contents.metrics = meta.tokenizer, meta.step, meta.metrics
     contents.unnamed_averages = {key: array for key, array in found.averages.items() if key not in _BOOKKEEPING}
     return contents
 
@@ -159,7 +159,7 @@ def from_contents(contents: Contents) -> dict[str, Any]:
     discriminator = contents.discriminator or {}
     state_dict |= {names.DISCRIMINATOR_PREFIX + name: array for name, array in discriminator.items()}
     if "ema" in contents.weights:
-        config = contents.meta.config
+        config = contents.meta.tokenizer
         state_dict[_BOOKKEEPING[0]] = np.array(config.optimizer.ema_decay, np.float32)
         # In the reference this says that the decay is constant; a count would make it warm up.
         state_dict[_BOOKKEEPING[1]] = np.array(-1, np.int32)

@@ -42,7 +42,7 @@ def to_contents(root: Mapping[str, Any], origin: str) -> Contents:
     unknown = sorted(set(root) - set(_ENTRIES))
     if unknown:
         raise CheckpointError(f"{origin} has entries {unknown}; layout {LAYOUT} has {', '.join(_ENTRIES)}")
-    contents = Contents(origin, "torch", meta.config, meta.step, meta.metrics)
+    contents = Contents(origin, "torch", meta.tokenizer, meta.step, meta.metrics)
     for kind, entry in ITEMS.items():
         if root.get(entry) is not None:
             contents.weights[kind] = _arrays(root[entry], f"{origin}, {entry}")

@@ -39,7 +39,7 @@ def read_step(folder: Path, weights: Weights | None = None, training: bool = Tru
         CheckpointError: items are missing or cannot be read.
     """
     meta = read_meta(folder)
-    contents = Contents(str(folder), "orbax", meta.config, meta.step, meta.metrics)
+    contents = Contents(str(folder), "orbax", meta.tokenizer, meta.step, meta.metrics)
     for kind, item in ITEMS.items():
         if (folder / item).is_dir():
             if weights in (None, kind):
@@ -123,7 +123,7 @@ def _read_rest(contents: Contents, rest: dict[str, Any]) -> None:
 
 def _rest(contents: Contents, training: Training, manifest: Manifest) -> dict[str, Any]:
     """The item `rest`: fields of the TrainState by name, without weights of the generator."""
-    config, discriminator = contents.meta.config, contents.discriminator or {}
+    config, discriminator = contents.meta.tokenizer, contents.discriminator or {}
     lecam = training.lecam
     if config.statistics_scope == "global":
         lecam = {side: values.mean(keepdims=True) for side, values in lecam.items()}

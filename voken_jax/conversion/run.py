@@ -107,7 +107,7 @@ def verify(source: Path, written: Path, weights: Weights, manifest: Manifest, op
         before.config = after.config
     lightning.resolve_averages(before, manifest)
     lightning.resolve_averages(after, manifest)
-    config = after.meta.config
+    config = after.meta.tokenizer
     findings = compare(config, before.weights[weights], after.weights[weights])
     print(f"verified with the {weights} weights, against the source in JAX:")
     for finding in findings:
