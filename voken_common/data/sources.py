@@ -50,18 +50,21 @@ class ImageSource(abc.ABC):
     def evaluation_index(self, rank: int) -> int:
         """Sample at place `rank` of the evaluation order, a permutation of which every beginning is representative.
 
-        Sources list their samples class by class, so that the first hundred would show a class or two: stepping by
-        about the golden section of the length visits all regions of the list evenly instead.
+        Sources list their samples class by class, so that the first hundred would show a class or two.
         """
-        length = len(self)
-        stride = max(1, round(length * (math.sqrt(5) - 1) / 2))
-        while math.gcd(stride, length) != 1:
-            stride += 1
-        return rank * stride % length
+        return spread_evenly(rank, len(self))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image, label = self.read(index)
         return {"image": image, "label": label, "key": self.key(index)}
+
+
+def spread_evenly(rank: int, length: int) -> int:
+    """Place `rank` of a permutation of 0 to length - 1 stepping by the golden section: it visits all regions evenly."""
+    stride = max(1, round(length * (math.sqrt(5) - 1) / 2))
+    while math.gcd(stride, length) != 1:
+        stride += 1
+    return rank * stride % length
 
 
 def build_source(config: SourceConfig) -> ImageSource:

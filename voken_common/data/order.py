@@ -1,0 +1,192 @@
+"""The order of training samples, which every training iterator follows, through Grain.
+
+It is a pure function of (seed, position): position p lies in epoch p // n, and each epoch has its own permutation.
+Global batch k of size B is positions kB to (k + 1)B - 1, and process r of P holds rows rB/P to (r + 1)B/P - 1 of it. So
+neither worker nor process count changes what is trained on, and one number, the position, is the whole state.
+"""
+
+from __future__ import annotations
+
+import abc
+import logging
+import os
+import shutil
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags
+
+from voken_common.data.errors import DataError
+from voken_common.data.workers import initialize_worker
+
+try:
+    import grain as grain
+except ImportError as error:
+    raise ImportError("reading data needs Grain, which is not installed: pip install 'grain>=0.2.17,<0.3'") from error
+
+logger = logging.getLogger("voken.data")
+
+_BATCHES_AHEAD = 2
+_SMALLEST_SHARED_BLOCK = 4096
+_STATE_VERSION = 1
+
+
+class Placement(NamedTuple):
+    """Which part of which order a process sees.
+
+    Attributes:
+        batch_size: samples per batch of this process.
+        seed: of the order.
+        process_index, process_count: which process this is; the global batch is theirs concatenated.
+        epochs: passes over the source; None: without end.
+    """
+
+    batch_size: int
+    seed: int
+    process_index: int = 0
+    process_count: int = 1
+    epochs: int | None = None
+
+    def check(self, length: int, source: str, what: str = "samples") -> None:
+        """Raise ValueError for an impossible process, DataError if a source of this length does not fill a batch."""
+        check_process(self.process_index, self.process_count)
+        needed = self.batch_size * self.process_count
+        if self.epochs is not None and self.epochs * length < needed:
+            raise DataError(
+                f"{source}: {self.epochs} epochs of {length} {what} do not fill one batch of {needed}; use a smaller "
+                f"batch or more {what}"
+            )
+
+
+class PositionedBatches(grain.DatasetIterator):
+    """Endless (or `epochs` long) batches of this process, whose state is one position.
+
+    Args:
+        source: what is trained on; anything with a length.
+        placement: of this process.
+        workers: Grain worker processes; 0: threads.
+    """
+
+    _bytes_per_batch = 0
+
+    def __init__(self, source: Any, placement: Placement, *, workers: int):
+        super().__init__()
+        self.source = source
+        self.batch_size = placement.batch_size
+        self._placement, self._workers = placement, workers
+        self._position = 0
+        self._batches: grain.DatasetIterator | None = None
+        self.order = grain.MapDataset.range(len(source)).seed(placement.seed).shuffle().repeat(placement.epochs)
+
+    @abc.abstractmethod
+    def _batched(self, first: int) -> grain.MapDataset:
+        """All batches from position `first` of `order` on, the incomplete last one dropped."""
+
+    def _finished(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """What is handed out for an element of `_batched`; runs in the main process."""
+        return batch
+
+    @property
+    def position(self) -> int:
+        """Samples handed out so far, over all processes."""
+        return self._position
+
+    @property
+    def epoch(self) -> int:
+        """Passes over the source completed so far."""
+        return self._position // len(self.source)
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        self._assert_not_closed()
+        self.start_prefetch()
+        assert self._batches is not None
+        try:
+            batch = self._finished(next(self._batches))
+        except DataError:
+            self.close()
+            raise
+        self._position += self.batch_size * self._placement.process_count
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """The position, and what it is a position in; the same on every process."""
+        return {
+            "version": _STATE_VERSION,
+            "position": self._position,
+            "seed": self._placement.seed,
+            "source_length": len(self.source),
+        }
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Continue at a saved position, with any batch size, process count and worker count.
+
+        Raises:
+          DataError: the state belongs to another seed or to a source of another length.
+        """
+        own = self.get_state()
+        for field in ("version", "seed", "source_length"):
+            if state.get(field) != own[field]:
+                raise DataError(
+                    f"cannot continue the data order: the checkpoint has {field} {state.get(field)}, this run has "
+                    f"{own[field]}; restore the configuration and the data of the checkpoint, or start a new work "
+                    "directory"
+                )
+        self._stop()
+        self._position = state["position"]
+
+    def start_prefetch(self) -> None:
+        """Start workers and threads now instead of at the first batch."""
+        if self._batches is None:
+            self._batches = iter(self._dataset())
+            self._batches.start_prefetch()
+
+    def close(self) -> None:
+        """Stop workers and threads; the iterator is of no use afterwards."""
+        self._closed = True
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def _dataset(self) -> grain.IterDataset:
+        batches, count = self._batched(self._position), self._placement.process_count
+        # All processes must see the same number of batches, or the last step would wait for ever.
+        whole = len(batches) // count * count
+        return _prefetched(batches[self._placement.process_index : whole : count], self._workers, self._bytes_per_batch)
+
+
+def check_process(index: int, count: int) -> None:
+    """Raise ValueError unless this is one of `count` processes."""
+    if not 0 <= index < count:
+        raise ValueError(f"process_index {index} must lie between 0 and process_count - 1 = {count - 1}")
+
+
+def _prefetched(batches: grain.MapDataset, workers: int, bytes_per_batch: int) -> grain.IterDataset:
+    if workers == 0:
+        threads = min(4, os.cpu_count() or 1)
+        return batches.to_iter_dataset(grain.ReadOptions(threads, max(threads, _BATCHES_AHEAD)))
+    if not flags.FLAGS.is_parsed():
+        # Grain's workers read absl flags, which only absl's own app.run parses.
+        flags.FLAGS.mark_as_parsed()
+    _warn_if_shared_memory_is_small(workers, bytes_per_batch)
+    read = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+    # Labels are too small for a shared memory block each.
+    read = grain.experimental.WithOptionsIterDataset(
+        read, grain.experimental.DatasetOptions(min_shm_size=_SMALLEST_SHARED_BLOCK)
+    )
+    options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_BATCHES_AHEAD)
+    return read.mp_prefetch(options, worker_init_fn=initialize_worker)
+
+
+def _warn_if_shared_memory_is_small(workers: int, bytes_per_batch: int) -> None:
+    needed = (workers * (_BATCHES_AHEAD + 1) + 1) * bytes_per_batch
+    if os.path.isdir("/dev/shm") and (free := shutil.disk_usage("/dev/shm").free) < needed:
+        logger.warning(
+            "%d data workers may need %d MiB of shared memory, %d MiB are free: a worker that finds none is killed; "
+            "lower data.workers or give the container more (docker run --shm-size)",
+            workers,
+            needed >> 20,
+            free >> 20,
+        )

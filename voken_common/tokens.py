@@ -1,0 +1,216 @@
+"""Token data sets: what a folder of shards says about itself, and the bytes of one record. No array_record, no Grain.
+
+A folder holds `tokens.json` (a `TokenInfo`) and shards; see `voken_common.data.token_shards` for reading and writing.
+
+Shape letters: h w = tokens along the sides, T = h * w, row-major, S = sub-tokens of a position (2 where ids are
+factorized, else 1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Int, Int32
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+
+from voken_common.data.errors import DataError
+
+if TYPE_CHECKING:
+    from voken_common.schema import Config
+    from voken_common.transformer_schema import TransformerConfig
+
+_HEADER = struct.Struct("<IiHH")
+_CHECKSUM = struct.Struct("<I")
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class TokenizerInfo(_Section):
+    """The tokenizer that made the tokens."""
+
+    name: str
+    reference: str
+    """Its checkpoint, as the encode command was given it."""
+    fingerprint: Digest
+    """See `fingerprint`."""
+    config: dict[str, Any]
+    """Its whole configuration."""
+
+
+class ShardInfo(_Section):
+    """One finished shard."""
+
+    records: NonNegativeInt
+    size: NonNegativeInt
+    """Bytes of the file."""
+    largest_label: Annotated[int, Field(ge=-1)]
+    """-1 in a shard without records."""
+    fingerprint: Digest
+    """Of the tokenizer."""
+    bad: tuple[str, ...] = ()
+    """Samples that could not be decoded, with the reason."""
+
+
+class TokenInfo(_Section):
+    """What `tokens.json` says."""
+
+    format: Literal["voken tokens"] = "voken tokens"
+    layout: Literal[1] = 1
+    grid: tuple[PositiveInt, PositiveInt]
+    """Rows and columns of tokens."""
+    vocabularies: tuple[PositiveInt, ...] = Field(min_length=1, max_length=2)
+    """Codes per sub-token, in the order in which a generator predicts them."""
+    tokenizer: TokenizerInfo
+    source: dict[str, Any]
+    """What was encoded, and how its images were cut."""
+    samples: PositiveInt
+    """Images times crops, the undecodable ones included."""
+    samples_per_shard: PositiveInt
+    complete: bool = False
+    records: NonNegativeInt = 0
+    """All of them; 0 until complete."""
+    classes: NonNegativeInt = 0
+    """Labels are below this; 0 until complete."""
+    bad: NonNegativeInt = 0
+    """Samples left out because they could not be decoded."""
+    sizes: tuple[NonNegativeInt, ...] = ()
+    """Records of every shard; empty until complete."""
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-self.samples // self.samples_per_shard)
+
+    def identity(self) -> dict[str, Any]:
+        """All that has to be the same for a run to go on in this folder; where the checkpoint lies is not."""
+        values = self.model_dump(mode="json", exclude={"complete", "records", "classes", "bad", "sizes"})
+        values["tokenizer"] = self.tokenizer.fingerprint
+        return values
+
+    def require_fits(self, model: TransformerConfig, path: str) -> None:
+        """Raise DataError unless a generator of this configuration can be trained on these tokens.
+
+        Args:
+            model: the `model` section of a generator's configuration.
+            path: of the folder, for the message.
+        """
+        pairs = (
+            ("vocabularies", self.vocabularies, model.vocabularies),
+            ("grid", self.grid, (model.grid, model.grid)),
+        )
+        for field, found, expected in pairs:
+            if found != expected:
+                raise DataError(
+                    f"{path} holds tokens with {field} {list(found)}, model.{field} expects {list(expected)}: encode "
+                    f"with another tokenizer, image size or --sub-tokens, or change model.{field}"
+                )
+        if self.classes > model.classes:
+            raise DataError(
+                f"{path} has labels up to {self.classes - 1}, model.classes {model.classes} expects less: set "
+                f"model.classes to {self.classes} at least"
+            )
+
+
+class Record(NamedTuple):
+    """One sample: ids (T, S), class, source key, and number of the crop of that source sample."""
+
+    tokens: Int[np.ndarray, "T S"]
+    label: int
+    key: str
+    crop: int = 0
+
+
+def sub_token_type(vocabulary: int) -> np.dtype[Any]:
+    """The smallest unsigned little-endian type of a sub-token's ids."""
+    return np.dtype("u1" if vocabulary <= 2**8 else "<u2" if vocabulary <= 2**16 else "<u4")
+
+
+def encode_record(record: Record, vocabularies: Sequence[int]) -> bytes:
+    """The bytes of a record: checksum, label, crop, key, then the ids of each sub-token in its smallest type.
+
+    Raises:
+        ValueError: ids outside the vocabularies, or a shape that is not (T, S).
+    """
+    tokens = np.asarray(record.tokens)
+    if tokens.ndim != 2 or tokens.shape[1] != len(vocabularies):
+        raise ValueError(f"{record.key}: ids have shape {tokens.shape}, expected (T, {len(vocabularies)})")
+    limits = np.asarray(vocabularies)
+    if tokens.size and (tokens.min() < 0 or (tokens >= limits).any()):
+        raise ValueError(
+            f"{record.key}: ids run from {tokens.min(0).tolist()} to {tokens.max(0).tolist()}, expected less than "
+            f"{list(vocabularies)}"
+        )
+    key = os.fsencode(record.key)
+    ids = b"".join(column.astype(sub_token_type(v)).tobytes() for column, v in zip(tokens.T, vocabularies, strict=True))
+    body = _HEADER.pack(0, record.label, record.crop, len(key))[_CHECKSUM.size :] + key + ids
+    return _CHECKSUM.pack(zlib.crc32(body)) + body
+
+
+def decode_record(data: bytes, vocabularies: Sequence[int], tokens: int) -> Record:
+    """Inverse of `encode_record`; `tokens` is T. The ids are int32.
+
+    Raises:
+        ValueError: these are not the bytes of such a record.
+    """
+    types = [sub_token_type(vocabulary) for vocabulary in vocabularies]
+    needed = tokens * sum(kind.itemsize for kind in types)
+    if len(data) < _HEADER.size + needed:
+        raise ValueError(f"{len(data)} bytes, expected at least {_HEADER.size + needed}")
+    checksum, label, crop, length = _HEADER.unpack_from(data)
+    if zlib.crc32(data[_CHECKSUM.size :]) != checksum:
+        raise ValueError("the checksum does not fit")
+    if len(data) != _HEADER.size + length + needed:
+        raise ValueError(f"{len(data)} bytes, expected {_HEADER.size + length + needed}")
+    key = os.fsdecode(data[_HEADER.size : _HEADER.size + length])
+    ids = np.empty((tokens, len(types)), np.int32)
+    position = _HEADER.size + length
+    for column, kind in enumerate(types):
+        ids[:, column] = np.frombuffer(data, kind, tokens, position)
+        position += tokens * kind.itemsize
+    return Record(ids, label, key, crop)
+
+
+def split_ids(ids: Int[np.ndarray, "*b"], vocabularies: Sequence[int]) -> Int32[np.ndarray, "*b S"]:
+    """Ids as sub-tokens: of two, the first takes the lowest bits (the first channels of an LFQ code)."""
+    ids = np.asarray(ids, np.int32)
+    if len(vocabularies) == 1:
+        return ids[..., None]
+    return np.stack([ids % vocabularies[0], ids // vocabularies[0]], -1)
+
+
+def join_ids(tokens: Int[np.ndarray, "*b S"], vocabularies: Sequence[int]) -> Int32[np.ndarray, "*b"]:
+    """Inverse of `split_ids`."""
+    tokens = np.asarray(tokens, np.int32)
+    return tokens[..., 0] if len(vocabularies) == 1 else tokens[..., 0] + tokens[..., 1] * np.int32(vocabularies[0])
+
+
+def fingerprint(config: Config, weights: Mapping[str, np.ndarray]) -> str:
+    """A hash of what decides a tokenizer's ids and images: networks, quantizer, and every weight.
+
+    Args:
+        config: of the tokenizer.
+        weights: torch name -> array in torch layout, so that both frameworks find the same.
+    """
+    quantizer = config.quantizer.model_dump(mode="json")
+    decisive = {key: quantizer.get(key) for key in ("kind", "codebook_size", "code_dim", "l2_normalize")}
+    digest = hashlib.sha256(json.dumps([config.model.model_dump(mode="json"), decisive]).encode())
+    for name in sorted(weights):
+        array = np.ascontiguousarray(weights[name])
+        digest.update(f"{name} {array.dtype.name} {array.shape}".encode())
+        digest.update(array.view(np.uint8).data if array.size else b"")
+    return digest.hexdigest()
