@@ -31,13 +31,22 @@ class RunLog:
         total_steps: length of the run.
         first_step: where it continues.
         images_per_step: global batch size, for the rate.
+        rates: further rates that are logged: name -> what one image counts for.
         enabled: False on all processes but the first: nothing is written or shown.
     """
 
     def __init__(
-        self, workdir: str | Path, *, total_steps: int, first_step: int, images_per_step: int, enabled: bool = True
+        self,
+        workdir: str | Path,
+        *,
+        total_steps: int,
+        first_step: int,
+        images_per_step: int,
+        rates: Mapping[str, float] | None = None,
+        enabled: bool = True,
     ):
         self._workdir, self._enabled, self._images = Path(workdir), enabled, images_per_step
+        self._rates = {"images_per_second": 1.0, **(rates or {})}
         self._writer = _event_writer(self._workdir / "tensorboard") if enabled else None
         self._bar = tqdm(
             total=total_steps,
@@ -65,7 +74,8 @@ class RunLog:
         now, (then, since) = time.perf_counter(), self._last
         rate = (step - since) * self._images / max(now - then, 1e-9)
         self._last = (now, step)
-        self.scalars(step, {**values, "images_per_second": rate}, prefix="train/")
+        rates = {name: rate * factor for name, factor in self._rates.items()}
+        self.scalars(step, {**values, **rates}, prefix="train/")
         texts = [f"{name}={values[name]:.4g}" for name in shown if name in values]
         self._bar.set_postfix_str(" ".join([f"{rate:.1f} images/s", *texts]), refresh=False)
 

@@ -1,9 +1,9 @@
 """Checkpoints that explain themselves: weights, optimizer state, data position and configuration of one step, together.
 
 A step is a folder of named items, so that a reader takes only what it needs: `generator_ema` and `generator` (flat
-dictionaries of weights), `rest` (everything else of the TrainState), `data` (the iterator) and `meta` (configuration,
-step, metrics). A step for inference has `meta` and at least one of the two sets of weights. Orbax writes a step under a
-temporary name and renames it when it is whole.
+dictionaries of weights; a state without averages has no such item), `rest` (everything else of the state), `data` (the
+iterator) and `meta` (configuration, step, metrics). A step for inference has `meta` and at least one of the two sets of
+weights. Orbax writes a step under a temporary name and renames it when it is whole.
 """
 
 from __future__ import annotations
@@ -31,10 +31,16 @@ from voken_common.checkpoints import (
     describe_missing,
     kept_steps,
 )
+from voken_common.config import AnyConfig
 from voken_common.errors import CheckpointError
-from voken_common.schema import CheckpointConfig, Config
+from voken_common.generator_schema import GeneratorCheckpointConfig
+from voken_common.schema import CheckpointConfig
+from voken_jax.generator_step import GeneratorState
 from voken_jax.losses import LecamAverages
 from voken_jax.state import TrainState
+
+AnyState = TrainState | GeneratorState
+AnyCheckpointConfig = CheckpointConfig | GeneratorCheckpointConfig
 
 DATA_FILE = Path("data", "process_0-of-1.json")
 """Grain's file of the iterator's state, inside a step; processes of a larger run write one each, all the same."""
@@ -48,7 +54,7 @@ class Checkpoints:
         config: how many to keep, and by which metric the best are chosen.
     """
 
-    def __init__(self, workdir: str | Path, config: CheckpointConfig):
+    def __init__(self, workdir: str | Path, config: AnyCheckpointConfig):
         folder = Path(workdir).absolute() / FOLDER
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_LastAndBest(folder, config),
@@ -62,58 +68,57 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(
-        self, state: TrainState, config: Config, iterator: grain.DatasetIterator, metrics: dict[str, float]
+        self, state: AnyState, config: AnyConfig, iterator: grain.DatasetIterator, metrics: dict[str, float]
     ) -> None:
         """Write the current step, then drop what need not be kept. Returns when the state may be donated."""
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        fields = _fields(state)
         items = ocp.args.Composite(
-            generator=ocp.args.StandardSave(fields.pop("generator")),
-            generator_ema=ocp.args.StandardSave(fields.pop("generator_ema")),
-            rest=ocp.args.StandardSave(fields),
+            **{name: ocp.args.StandardSave(item) for name, item in _items(state).items()},
             data=grain.checkpoint.CheckpointSave(iterator),
             meta=ocp.args.JsonSave(Meta(config, step, metrics).to_dict()),
         )
         self._manager.save(step, args=items, metrics=metrics)
 
-    def restore(self, abstract: TrainState, iterator: grain.DatasetIterator) -> TrainState:
+    def restore(self, abstract: Any, iterator: grain.DatasetIterator) -> Any:
         """The newest step, onto the shapes and shardings of `abstract`; the iterator is moved to its position.
 
         Numbers of devices and processes may differ from those of the run that saved it; LeCAM averages of another
         number of devices become their mean.
+
+        Args:
+            abstract: a TrainState or GeneratorState of ShapeDtypeStructs.
+            iterator: the training data.
+
+        Returns:
+            A state of the same kind.
 
         Raises:
             CheckpointError: the step is one for inference.
             DataError: the data or the seed are not the ones of the step.
         """
         step = self._manager.latest_step()
-        folder, fields = Path(self._manager.directory) / str(step), _fields(abstract)
+        folder, items = Path(self._manager.directory) / str(step), _items(abstract)
         data = read_data(folder)
         if not (folder / "rest").is_dir() or data is None:
             raise CheckpointError(
                 f"{folder} holds weights for inference and no training state, so training cannot continue from it; "
                 "use another --workdir"
             )
-        own: Any = abstract.lecam.real
-        entries = _lecam_entries(folder)
-        if own.shape != (entries,):
+        own: Any = abstract.lecam.real if isinstance(abstract, TrainState) else None
+        entries = None if own is None else _lecam_entries(folder)
+        fits = own is None or own.shape == (entries,)
+        if not fits:
             everywhere = NamedSharding(own.sharding.mesh, PartitionSpec())
             saved: Any = jax.ShapeDtypeStruct((entries,), own.dtype, sharding=everywhere)
-            fields["lecam"] = LecamAverages(saved, saved)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                generator=ocp.args.StandardRestore(fields.pop("generator")),
-                generator_ema=ocp.args.StandardRestore(fields.pop("generator_ema")),
-                rest=ocp.args.StandardRestore(fields),
-            ),
-        )
+            items["rest"]["lecam"] = LecamAverages(saved, saved)
+        arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
+        restored = dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)).items())
         iterator.set_state(data)
         iterator.start_prefetch()
-        state = TrainState(**restored.rest, generator=restored.generator, generator_ema=restored.generator_ema)
-        if own.shape != (entries,):
+        state = type(abstract)(**{"generator_ema": {}, **restored.pop("rest"), **restored})
+        if not fits:
             spread = jax.jit(lambda values: jnp.broadcast_to(values.mean(), own.shape), out_shardings=own.sharding)
             state = state.replace(lecam=jax.tree.map(spread, state.lecam))
         return state
@@ -131,7 +136,7 @@ class Checkpoints:
 class _LastAndBest(checkpoint_managers.preservation_policy.PreservationPolicy):
     """Which steps stay, by what each step on disk says: a manager knows only the metrics of its own run."""
 
-    def __init__(self, folder: Path, config: CheckpointConfig):
+    def __init__(self, folder: Path, config: AnyCheckpointConfig):
         self._folder, self._config = folder, config
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
@@ -215,5 +220,8 @@ def _lecam_entries(step_folder: Path) -> int:
         handler.close()
 
 
-def _fields(state: TrainState) -> dict[str, Any]:
-    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+def _items(state: AnyState) -> dict[str, Any]:
+    """The parts of a state that are items of their own, and the rest; averages only where there are any."""
+    rest = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    weights = {name: rest.pop(name) for name in ("generator", "generator_ema")}
+    return {**{name: item for name, item in weights.items() if item}, "rest": rest}

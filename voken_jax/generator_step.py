@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, UInt
 
 from voken_common.generator_schema import GeneratorConfig
 from voken_jax.models.functional import Network, Weights
-from voken_jax.sharding import batch_sharding, replicated
+from voken_jax.sharding import batch_sharding, replicated, state_shardings
 
 Metrics = dict[str, Float[Array, ""]]
 Batch = dict[str, Array]
@@ -62,6 +62,24 @@ def init_generator_state(
         generator_ema={} if config.optimizer.ema_decay is None else jax.tree.map(jnp.copy, weights),
         failure=jnp.zeros((), jnp.int32),
     )
+
+
+def abstract_generator_state(
+    config: GeneratorConfig, network: Network, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> GeneratorState:
+    """Shapes, dtypes and shardings of the state, as ShapeDtypeStructs."""
+    shapes = jax.eval_shape(lambda: init_generator_state(config, network, optimizer))
+    shardings = state_shardings(shapes, mesh, config)
+    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings)
+
+
+def create_generator_state(
+    config: GeneratorConfig, network: Network, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> GeneratorState:
+    """A fresh state, born sharded: no host ever holds the whole of a large model."""
+    abstract = abstract_generator_state(config, network, optimizer, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(lambda: init_generator_state(config, network, optimizer), out_shardings=shardings)()
 
 
 def token_losses(
@@ -125,8 +143,10 @@ class GeneratorStep:
         new = GeneratorState(state.step + 1, state.rng, weights, optimizer, averages, state.failure)
         finite = jnp.stack([jnp.isfinite(metrics[name]) for name in sorted(metrics)])
         bits = jnp.sum(jnp.where(finite, 0, 1 << jnp.arange(finite.size)), dtype=jnp.int32)
-        kept = jax.tree.map(lambda a, b: jnp.where(bits == 0, a, b), new, state)
-        return dataclasses.replace(kept, failure=bits), metrics
+        # A failed state never moves again, so that it can be looked at on logging steps only.
+        failure = jnp.where(state.failure == 0, bits, state.failure)
+        kept = jax.tree.map(lambda a, b: jnp.where(failure == 0, a, b), new, state)
+        return dataclasses.replace(kept, failure=failure), metrics
 
     def _gradients(self, weights: Weights, batch: Batch, key: Any) -> tuple[Weights, Metrics]:
         """Means over micro-batches, each of which takes its share from every device's samples."""

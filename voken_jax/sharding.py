@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from voken_common.config import AnyConfig
 from voken_common.schema import Config, MeshConfig
 
 AXES = ("data", "fsdp", "model")
@@ -39,8 +41,8 @@ def batch_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def check_batch(config: Config, mesh: Mesh) -> None:
-    """Raise ValueError unless every device gets the same number of images of every micro-batch."""
+def check_batch(config: AnyConfig, mesh: Mesh) -> None:
+    """Raise ValueError unless every device gets the same number of samples of every micro-batch."""
     shards, accumulate = batch_shards(mesh), config.optimizer.accumulate
     for key, size, parts in (
         ("training.batch_size", config.training.batch_size, shards * accumulate),
@@ -60,7 +62,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Images split along their first axis."""
+    """Split along the first axis, that of the batch."""
     return NamedSharding(mesh, BATCH)
 
 
@@ -80,15 +82,50 @@ def weight_spec(name: str, shape: tuple[int, ...], mesh: Mesh, shard_codes: bool
     return P(*(("fsdp",) if i == axis else (None,) for i in range(axis + 1)))
 
 
-def state_shardings(abstract: Any, mesh: Mesh, config: Config) -> Any:
+COLUMNS = ("wqkv.kernel", "w1.kernel", "w3.kernel", "head.kernel", "head.0.kernel", "head.1.kernel")
+"""Kernels of a generator whose outputs (attention heads, hidden features, codes) are split over `model`."""
+ROWS = ("wo.kernel", "w2.kernel")
+"""Kernels whose inputs are what the former give."""
+
+
+def generator_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """Where one weight of a generator (or its moments or average) lives.
+
+    Over `model`: attention by heads, the feed-forward layer by hidden features, the last layer by codes, so that the
+    products of a block need one sum over `model` each. Over `fsdp`: the other axis. The class's modulation, a third of
+    an adaptive model, is split by its inputs over both, since its features meet everywhere; embeddings by features.
+    Tensors of one dimension are whole on every device, and so is an axis that does not divide.
+    """
+    if len(shape) != 2:
+        return P()
+    axes: tuple[Any, Any] = (None, "fsdp")
+    if name.endswith(COLUMNS):
+        axes = ("fsdp", "model")
+    elif name.endswith(ROWS):
+        axes = ("model", "fsdp")
+    elif name.endswith("ada_lin.1.kernel"):
+        axes = (("fsdp", "model"), None)
+    return P(
+        *(axis if axis and size % _devices(mesh, axis) == 0 else None for axis, size in zip(axes, shape, strict=True))
+    )
+
+
+def _devices(mesh: Mesh, axis: str | tuple[str, ...]) -> int:
+    return math.prod(mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis))
+
+
+def state_shardings(abstract: Any, mesh: Mesh, config: AnyConfig) -> Any:
     """A NamedSharding for every leaf of a training state, by the weight's name at the end of its path."""
-    shard_codes = getattr(config.quantizer, "shard_codes", False)
 
     def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-        spec = weight_spec(str(names[-1]), leaf.shape, mesh, shard_codes) if names else P()
-        if any(getattr(entry, "name", None) == "lecam" for entry in path) and config.statistics_scope == "per_device":
-            spec = P("data")
-        return NamedSharding(mesh, spec)
+        names = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        if not names:
+            per_device = isinstance(config, Config) and config.statistics_scope == "per_device"
+            lecam = any(getattr(entry, "name", None) == "lecam" for entry in path)
+            return NamedSharding(mesh, P("data") if lecam and per_device else P())
+        if isinstance(config, Config):
+            shard_codes = getattr(config.quantizer, "shard_codes", False)
+            return NamedSharding(mesh, weight_spec(names[-1], leaf.shape, mesh, shard_codes))
+        return NamedSharding(mesh, generator_spec(names[-1], leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(of, abstract)

@@ -1,4 +1,4 @@
-"""TrainState: everything that changes between two steps of a tokenizer run, and how it is born."""
+"""TrainState: everything that changes between two steps of a tokenizer run, and how it is born; networks by name."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, UInt
 
+from voken_common.generator_schema import GeneratorConfig
 from voken_common.schema import Config, PrecisionConfig
 from voken_jax.losses import LecamAverages
 from voken_jax.models.autoencoder import Autoencoder
 from voken_jax.models.discriminator import build_discriminator
 from voken_jax.models.functional import Network, Weights
+from voken_jax.models.generator import build_generator
 from voken_jax.models.layers import Policy
 from voken_jax.sharding import state_shardings
 
@@ -78,6 +80,12 @@ def build_autoencoder(config: Config) -> Network:
     """The autoencoder of a configuration; nothing is allocated."""
     policy = policy_of(config.precision)
     return Network(lambda rngs: Autoencoder(config.model, config.quantizer, policy=policy, rngs=rngs))
+
+
+def build_generator_network(config: GeneratorConfig) -> Network:
+    """The transformer of a generator's configuration; nothing is allocated."""
+    policy = policy_of(config.precision)
+    return Network(lambda rngs: build_generator(config.model, policy=policy, rngs=rngs))
 
 
 def build_players(config: Config) -> Players:

@@ -1,4 +1,4 @@
-"""Train a tokenizer: `python -m voken_jax.train --config FILE [--workdir DIR] [--set key=value ...]`.
+"""Train a tokenizer or a generator: `python -m voken_jax.train --config FILE [--workdir DIR] [--set key=value ...]`.
 
 The same command continues an interrupted run. Ctrl-C (or SIGTERM) ends the current step, writes a checkpoint and stops.
 """
@@ -37,13 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", options.cpu_devices)
 
-    from voken_common.config import load_config
+    from voken_common.config import load_any_config
     from voken_common.errors import NonFiniteError
     from voken_jax.dry_run import dry_run
     from voken_jax.trainer import train
 
     try:
-        config = load_config(options.config, options.overrides)
+        config = load_any_config(options.config, options.overrides)
         if options.dry_run:
             dry_run(config)
         else:

@@ -1,0 +1,75 @@
+"""What the training loop needs to know of one kind of run; tokenizers and generators each have a task of their own."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from voken_common.config import AnyConfig
+from voken_common.run_log import RunLog
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+class Task(abc.ABC):
+    """Everything of a run that is built once: networks, optimizer, programs.
+
+    A state is a pytree with at least `step`, the optimizer steps taken, and `failure`: 0, or a bit per metric (by
+    sorted name) that was not finite, after which the state stays as it was before the failing step.
+
+    Attributes:
+        config: the run.
+        mesh: axes (data, fsdp, model).
+        total_steps: length of the run.
+        abstract: shapes, dtypes and shardings of the state, as ShapeDtypeStructs.
+        shown: training metrics that the progress bar shows.
+        rates: what one image counts for in further logged rates, by name.
+    """
+
+    config: AnyConfig
+    mesh: Mesh
+    total_steps: int
+    abstract: Any
+    shown: tuple[str, ...]
+    rates: Mapping[str, float]
+
+    @abc.abstractmethod
+    def create(self) -> Any:
+        """A fresh state, born sharded."""
+
+    @abc.abstractmethod
+    def place(self, batch: dict[str, np.ndarray]) -> Any:
+        """The global batch on the devices, from this process's share as its iterator gives it."""
+
+    @abc.abstractmethod
+    def step(self, state: Any, batch: Any) -> tuple[Any, Metrics]:
+        """One optimizer step; the state passed in is consumed, and metrics stay on the device."""
+
+    @abc.abstractmethod
+    def logged(self, means: dict[str, float], number: int) -> dict[str, float]:
+        """What is logged after the `number`-th step (from 1): the metrics' means since the last time, and schedules."""
+
+    @abc.abstractmethod
+    def validate(self, state: Any, log: RunLog, number: int) -> dict[str, float]:
+        """Metrics on held-out data after the `number`-th step; pictures go to the log."""
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is anything to validate on."""
+        return self.config.data.validation is not None
+
+
+def size_of(weights: Mapping[str, Any]) -> int:
+    """Numbers in a dictionary of arrays or of their shapes."""
+    return sum(int(np.prod(w.shape)) for w in weights.values())
+
+
+def shardings_of(abstract: Any) -> Any:
+    """The shardings of a pytree of ShapeDtypeStructs."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
