@@ -5,6 +5,10 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, refused, or not what the caller needs; the message says which and why."""
 
 
+class WorkdirError(ValueError):
+    """A work directory that cannot be used: another run holds it, or it cannot be written to."""
+
+
 class NonFiniteError(ArithmeticError):
     """A loss or gradient norm stopped being finite; the update was not kept.
 

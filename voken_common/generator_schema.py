@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from voken_common.sampling import Guidance, Sampling
 from voken_common.schema import (
     Fraction,
+    HealthConfig,
     MeshConfig,
     PrecisionConfig,
     ScheduleConfig,
@@ -78,6 +79,8 @@ class GeneratorCheckpointConfig(Section):
     keep_last: PositiveInt = 2
     keep_best: NonNegativeInt = 1
     best_metric: Literal["loss"] = "loss"
+    checksums: bool = True
+    """Write checksums with every step and verify them on load; false saves the reading of very large files."""
 
 
 class GeneratorConfig(Section):
@@ -96,6 +99,7 @@ class GeneratorConfig(Section):
     training: TrainingConfig
     validation: GeneratorValidationConfig = GeneratorValidationConfig()
     checkpoint: GeneratorCheckpointConfig = GeneratorCheckpointConfig()
+    health: HealthConfig = HealthConfig()
     sampling: SamplingConfig
 
     @model_validator(mode="after")

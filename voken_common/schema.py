@@ -285,6 +285,23 @@ class CheckpointConfig(Section):
     keep_last: PositiveInt = 2
     keep_best: NonNegativeInt = 1
     best_metric: Literal["psnr", "l1", "lpips", "codebook_usage"] = "psnr"
+    checksums: bool = True
+    """Write checksums with every step and verify them on load; false saves the reading of very large files."""
+
+
+class HealthConfig(Section):
+    """When a run warns, and when it stops by itself."""
+
+    max_skipped: NonNegativeInt = 0
+    """Batches whose loss or gradient may be not finite: they are skipped, the next one stops the run. 0: the first."""
+    stalled_input_seconds: PositiveFloat = 60.0
+    """Waiting this long for a batch is told."""
+    heartbeat_seconds: PositiveFloat = 10.0
+    """Least time between two writes of heartbeat.json."""
+    collapse_usage: Fraction = 0.1
+    """Used codes, as a share of those the validation images could use, below which a codebook has collapsed."""
+    collapse_window: PositiveInt = 3
+    """Validations in a row that must be below."""
 
 
 class Config(Section):
@@ -307,6 +324,7 @@ class Config(Section):
     training: TrainingConfig
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    health: HealthConfig = HealthConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Config:
