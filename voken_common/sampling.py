@@ -24,3 +24,8 @@ class Sampling(NamedTuple):
     top_k: tuple[int, ...] = (0,)
     top_p: tuple[float, ...] = (1.0,)
     guidance: Guidance = "constant"
+
+    @property
+    def guided(self) -> bool:
+        """Whether any sub-token is drawn with guidance, which doubles the batch."""
+        return any(scale != 1 for scale in self.scale)

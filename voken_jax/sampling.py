@@ -5,6 +5,7 @@ Shape legend: B samples, T tokens, S sub-tokens per position, V codes of one sub
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -13,7 +14,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from voken_common.sampling import COSINE_POWER, Guidance, Sampling
-from voken_jax.models.transformer import empty_cache
+
+SEGMENT = 64
+"""Positions whose program looks at the same part of the cache: later ones need not be read, for a larger program."""
 
 
 def filter_logits(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Float[Array, "B V"]:
@@ -53,7 +56,12 @@ def draw(logits: Float[Array, "B V"], keys: PRNGKeyArray, settings: Sampling, pa
 
 
 def generate(
-    model: Any, labels: Int[Array, "B"], keys: PRNGKeyArray, settings: Sampling, cache_dtype: Any = None
+    model: Any,
+    labels: Int[Array, "B"],
+    keys: PRNGKeyArray,
+    settings: Sampling,
+    cache_dtype: Any = None,
+    positions: int | None = None,
 ) -> Int[Array, "B T S"]:
     """All tokens of one sample per label; traceable.
 
@@ -63,31 +71,34 @@ def generate(
         keys: a key per sample: a sample depends on its own key and label alone, whatever it is batched with.
         settings: how to draw.
         cache_dtype: of keys and values; None: that of the computation.
+        positions: stop after so many; None: all of the grid.
     """
     config, count = model.config, labels.shape[0]
     parts = len(config.vocabularies)
-    guided = any(scale != 1 for scale in settings.scale)
-    if guided:
+    if settings.guided:
         labels = jnp.concatenate([labels, jnp.full_like(labels, config.classes)])
     prepared = model.prepare(labels)
-    dtype = cache_dtype or model.policy.compute_dtype
-    cache = empty_cache(config, prepared.stacks[0].layers, labels.shape[0], config.tokens, dtype)
 
-    def step(carry: tuple[Array, Any], number: Array) -> tuple[tuple[Array, Any], Array]:
-        x, cache = carry
+    def step(carry: tuple[Array, Any], number: Array, visible: int) -> tuple[tuple[Array, Any], Array]:
+        x, caches = carry
 
         def choose(logits: Array, part: int) -> Array:
-            if guided:
+            if settings.guided:
                 scale = guidance_scale(settings.scale[part], settings.guidance, number, config.tokens)
                 with_class, without = logits[:count], logits[count:]
                 logits = without + scale.astype(logits.dtype) * (with_class - without)
             own = jax.vmap(lambda key: jax.random.fold_in(key, number * parts + part))(keys)
             chosen = draw(logits, own, settings, part)
-            return jnp.concatenate([chosen, chosen]) if guided else chosen
+            return jnp.concatenate([chosen, chosen]) if settings.guided else chosen
 
-        tokens, cache = model.position(prepared, x, cache, number, choose)
-        return (model.embed(tokens[:, None]), cache), tokens[:count]
+        tokens, caches = model.position(prepared, x, caches, number, choose, visible)
+        return (model.embed(tokens[:, None]), caches), tokens[:count]
 
-    start = (prepared.condition[:, None], cache)
-    _, tokens = lax.scan(step, start, jnp.arange(config.tokens))
-    return tokens.swapaxes(0, 1)
+    carry = (prepared.condition[:, None], model.caches(labels.shape[0], cache_dtype))
+    stop, segments = positions or config.tokens, []
+    for start in range(0, stop, SEGMENT):
+        numbers = jnp.arange(start, min(start + SEGMENT, stop))
+        visible = min(start + SEGMENT, config.tokens)
+        carry, tokens = lax.scan(functools.partial(step, visible=visible), carry, numbers)
+        segments.append(tokens)
+    return jnp.concatenate(segments).swapaxes(0, 1)

@@ -23,11 +23,9 @@ from voken_jax.models.transformer import (
     Modulation,
     RMSNorm,
     Rotary,
-    Stack,
     dropout,
-    empty_cache,
+    empty_caches,
     linear,
-    modulations,
     rotary_table,
     run,
     run_cached,
@@ -37,6 +35,8 @@ from voken_jax.models.transformer import (
 Logits = tuple[Float[Array, "B T V"], ...]
 Choose = Callable[[Float[Array, "B V"], int], Int[Array, "B"]]
 """(logits of one sub-token, its number) -> chosen codes."""
+Caches = tuple[KeysValues, ...]
+"""One per layer that sees the whole sequence."""
 
 
 class Embedding(nnx.Module):
@@ -102,9 +102,8 @@ def head(width: int, codes: int, *, policy: Policy, rngs: Any) -> nnx.Linear:
 class Prepared(NamedTuple):
     """What is computed once per sample before its positions are generated."""
 
-    stacks: tuple[Stack, ...]
     condition: Float[Array, "B C"]
-    modulation: Modulation | None
+    modulations: tuple[Modulation, ...] | None
     head_parts: tuple[Array, Array] | None
     table: Rotary
 
@@ -126,6 +125,11 @@ class _Generator(nnx.Module):
     def table(self) -> Rotary:
         """The rotary table, in float32 at least."""
         return rotary_table(self.config, jnp.promote_types(self.policy.compute_dtype, jnp.float32))
+
+    def caches(self, batch: int, dtype: Any = None) -> Caches:
+        """Empty caches of the layers that see the whole sequence, in the compute dtype unless another is said."""
+        config = self.config
+        return empty_caches(config, config.layers, batch, config.tokens, dtype or self.policy.compute_dtype)
 
     def sequence(
         self, tokens: Int[Array, "B T S"], condition: Float[Array, "B C"], key: PRNGKeyArray | None
@@ -171,23 +175,28 @@ class Factorized(_Generator):
         return tuple(at_least_float32(self.head[i](pairs[:, :, i])) for i in range(2))
 
     def prepare(self, labels: Int[Array, "B"]) -> Prepared:
-        """Stack the weights and look the classes up."""
-        stacks = (stack_blocks(self.spatial_blocks), stack_blocks(self.factorized_blocks))
-        return Prepared(stacks, self.class_emb(labels), None, None, self.table())
+        """Look the classes up."""
+        return Prepared(self.class_emb(labels), None, None, self.table())
 
     def position(
-        self, prepared: Prepared, x: Float[Array, "B 1 C"], cache: KeysValues, number: Int[Array, ""], choose: Choose
-    ) -> tuple[Int[Array, "B 2"], KeysValues]:
-        """Generate the sub-tokens of one position from the features of the one before it."""
-        spatial, factorized = prepared.stacks
-        hidden, cache = run_cached(spatial, x, _row(prepared.table, number), cache, number)
-        inner = empty_cache(self.config, factorized.layers, x.shape[0], 2, cache.keys.dtype)
+        self,
+        prepared: Prepared,
+        x: Float[Array, "B 1 C"],
+        caches: Caches,
+        number: Int[Array, ""],
+        choose: Choose,
+        visible: int,
+    ) -> tuple[Int[Array, "B 2"], Caches]:
+        """Generate the sub-tokens of one position, see `Adaptive.position`."""
+        table = prepared.table
+        hidden, caches = run_cached(self.spatial_blocks, x, _row(table, number), caches, number, visible=visible)
+        inner = empty_caches(self.config, self.config.factorized_layers, x.shape[0], 2, caches[0].keys.dtype)
         chosen: list[Array] = []
         for i in range(2):
             step = hidden if i == 0 else self.pre_emb(chosen[0])[:, None]
-            out, inner = run_cached(factorized, step, _row(prepared.table, jnp.asarray(i)), inner, jnp.asarray(i))
+            out, inner = run_cached(self.factorized_blocks, step, _row(table, i), inner, i, visible=i + 1)
             chosen.append(choose(at_least_float32(self.head[i](self.norm(out))[:, 0]), i))
-        return jnp.stack(chosen, axis=-1), cache
+        return jnp.stack(chosen, axis=-1), caches
 
 
 class Adaptive(_Generator):
@@ -216,21 +225,42 @@ class Adaptive(_Generator):
         return (at_least_float32(self.head(self.head_nm(x, self.head_nm.parts(condition)))),)
 
     def prepare(self, labels: Int[Array, "B"]) -> Prepared:
-        """Stack the weights, and compute once what the class does to every layer."""
-        stack, condition = stack_blocks(self.blocks), self.class_emb(labels)
-        parts = self.head_nm.parts(condition)
-        return Prepared((stack,), condition, modulations(stack, condition), parts, self.table())
+        """Compute once what the class does to every layer."""
+        condition = self.class_emb(labels)
+        modulations = tuple(block.modulation(condition) for block in self.blocks)
+        return Prepared(condition, modulations, self.head_nm.parts(condition), self.table())
 
     def position(
-        self, prepared: Prepared, x: Float[Array, "B 1 C"], cache: KeysValues, number: Int[Array, ""], choose: Choose
-    ) -> tuple[Int[Array, "B 1"], KeysValues]:
-        """Generate the token of one position from the features of the one before it."""
-        (stack,) = prepared.stacks
+        self,
+        prepared: Prepared,
+        x: Float[Array, "B 1 C"],
+        caches: Caches,
+        number: Int[Array, ""],
+        choose: Choose,
+        visible: int,
+    ) -> tuple[Int[Array, "B 1"], Caches]:
+        """Generate the token of one position from the features of the one before it.
+
+        Args:
+            prepared: of `prepare`.
+            x: the class at position 0, else what the token before it is embedded to.
+            caches: keys and values of the positions before it, per layer.
+            number: of the position.
+            choose: draws codes from logits.
+            visible: as in `run_cached`.
+        """
         assert prepared.head_parts is not None
-        row = _row(prepared.table, number)
-        hidden, cache = run_cached(stack, x, row, cache, number, prepared.modulation)
+        hidden, caches = run_cached(
+            self.blocks,
+            x,
+            _row(prepared.table, number),
+            caches,
+            number,
+            visible=visible,
+            modulations=prepared.modulations,
+        )
         logits = self.head(self.head_nm(hidden, prepared.head_parts))
-        return choose(at_least_float32(logits[:, 0]), 0)[:, None], cache
+        return choose(at_least_float32(logits[:, 0]), 0)[:, None], caches
 
 
 def build_generator(config: TransformerConfig, *, policy: Policy, rngs: Any) -> Factorized | Adaptive:
@@ -239,5 +269,5 @@ def build_generator(config: TransformerConfig, *, policy: Policy, rngs: Any) -> 
     return kind(config, policy=policy, rngs=rngs)
 
 
-def _row(table: Rotary, number: Int[Array, ""]) -> Rotary:
+def _row(table: Rotary, number: int | Int[Array, ""]) -> Rotary:
     return Rotary(*(jax.lax.dynamic_slice_in_dim(part, number, 1) for part in table))

@@ -1,7 +1,9 @@
 """The transformer core of both generator families: RMS norm, rotary attention, SwiGLU, and how layers are run.
 
-Names are those of the published checkpoints. Layers are stacked inside the program and scanned, so that neither compile
-time nor program size grows with depth. Shape legend: B batch, T positions, C width, N heads, H head width, L layers.
+Names are those of the published checkpoints. Whole sequences run through layers that are stacked inside the program and
+scanned, so that neither compile time nor program size grows with depth. One position at a time, the layers follow each
+other in the program: there the weights are all that is read, and slicing them out of a stack would copy every one.
+Shape legend: B batch, T positions, C width, N heads, H head width, L layers.
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ class Rotary(NamedTuple):
 
 
 class KeysValues(NamedTuple):
-    """Keys and values of every position of every layer; positions not yet visited hold zeros."""
+    """Keys and values of every position of one layer; positions not yet visited hold zeros."""
 
-    keys: Float[Array, "L B T N H"]
-    values: Float[Array, "L B T N H"]
+    keys: Float[Array, "B N T H"]
+    values: Float[Array, "B N T H"]
 
 
 class Modulation(NamedTuple):
@@ -220,11 +222,6 @@ def stack_blocks(blocks: Sequence[Block]) -> Stack:
     return Stack(graph, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), len(blocks))
 
 
-def modulations(stack: Stack, condition: Float[Array, "B C"]) -> Modulation:
-    """What a condition does to every layer, each part (L, B, 1, C)."""
-    return lax.map(lambda state: stack.layer(state).modulation(condition), stack.state)
-
-
 def run(
     stack: Stack,
     x: Float[Array, "B T C"],
@@ -248,45 +245,55 @@ def run(
 
 
 def run_cached(
-    stack: Stack,
+    blocks: Sequence[Block],
     x: Float[Array, "B 1 C"],
     rows: Rotary,
-    cache: KeysValues,
-    position: Int[Array, ""],
-    modulation: Modulation | None = None,
-) -> tuple[Float[Array, "B 1 C"], KeysValues]:
-    """All layers on one new position, whose keys and values enter the cache.
+    caches: Sequence[KeysValues],
+    position: int | Int[Array, ""],
+    *,
+    visible: int,
+    modulations: Sequence[Modulation] | None = None,
+) -> tuple[Float[Array, "B 1 C"], tuple[KeysValues, ...]]:
+    """All layers on one new position, whose keys and values enter the caches.
 
     Args:
-        stack: the layers.
+        blocks: the layers.
         x: features of the new position.
         rows: its row of the rotary table.
-        cache: keys and values of the positions before it.
-        position: its number.
-        modulation: of every layer, each part (L, B, 1, C).
+        caches: keys and values of the positions before it, per layer.
+        position: its number, below `visible`.
+        visible: how many positions of the caches are looked at; those after `position` do not count.
+        modulations: per layer.
     """
-    visible = (jnp.arange(cache.keys.shape[2]) <= position)[None]
-
-    def layer(carry: tuple[Array, KeysValues], xs: Any) -> tuple[tuple[Array, KeysValues], None]:
-        x, cache = carry
-        number, state, modulation = xs
-        block = stack.layer(state)
+    updated = []
+    for number, (block, cache) in enumerate(zip(blocks, caches, strict=True)):
+        modulation = None if modulations is None else modulations[number]
         q, *new = block.attention.project(block.before_attention(x, modulation), rows)
-        # The carry is updated in place; as a scanned output the whole cache would be copied at every position.
         cache = KeysValues(
             *(
-                lax.dynamic_update_slice(whole, part[None].astype(whole.dtype), (number, 0, position, 0, 0))
+                lax.dynamic_update_slice(whole, part.swapaxes(1, 2).astype(whole.dtype), (0, 0, position, 0))
                 for whole, part in zip(cache, new, strict=True)
             )
         )
-        keys, values = (lax.dynamic_index_in_dim(whole, number, keepdims=False).astype(q.dtype) for whole in cache)
-        return (block.after_attention(x, attend(q, keys, values, visible), modulation), cache), None
-
-    numbers = jnp.arange(stack.layers)
-    return lax.scan(layer, (x, cache), (numbers, stack.state, modulation))[0]
+        updated.append(cache)
+        x = block.after_attention(x, attend_cached(q, cache, position, visible), modulation)
+    return x, tuple(updated)
 
 
-def empty_cache(config: TransformerConfig, layers: int, batch: int, positions: int, dtype: Any) -> KeysValues:
+def attend_cached(
+    q: Float[Array, "B 1 N H"], cache: KeysValues, position: int | Int[Array, ""], visible: int
+) -> Float[Array, "B 1 N H"]:
+    """Attention of one position to itself and those before it, all among the first `visible`."""
+    keys, values = (lax.slice_in_dim(whole, 0, visible, axis=2).astype(q.dtype) for whole in cache)
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    logits = jnp.einsum("btnh,bnsh->bnts", q, keys, preferred_element_type=wide) * q.shape[-1] ** -0.5
+    weights = jax.nn.softmax(jnp.where(jnp.arange(visible) <= position, logits, -jnp.inf))
+    return jnp.einsum("bnts,bnsh->btnh", weights.astype(q.dtype), values)
+
+
+def empty_caches(
+    config: TransformerConfig, layers: int, batch: int, positions: int, dtype: Any
+) -> tuple[KeysValues, ...]:
     """Room for all positions of all layers."""
-    shape = (layers, batch, positions, config.heads, config.head_width)
-    return KeysValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    shape = (batch, config.heads, positions, config.head_width)
+    return tuple(KeysValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(layers))
