@@ -1,4 +1,4 @@
-"""Configuration of a generator's run: a transformer trained on token shards."""
+"""Configuration of a generator's run: a transformer trained on tokens."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from voken_common.data.schema import DataConfig
 from voken_common.sampling import Guidance, Sampling
 from voken_common.schema import (
     Fraction,
@@ -22,13 +23,35 @@ Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class TokenDataConfig(Section):
-    """Token shards, as the encode command writes them."""
+    """Token shards, as the encode command writes them, or images that a frozen tokenizer encodes as they come."""
 
-    train: str
+    train: str | None = None
     """Folder of the training shards."""
     validation: str | None = None
     """Folder of held-out shards; none: no validation loss."""
+    images: DataConfig | None = None
+    """Instead of shards: images for training and, if it names some, for validation; `tokenizer` encodes them."""
     workers: NonNegativeInt = 0
+    """Processes that read shards; images have workers of their own."""
+
+    @property
+    def held_out(self) -> bool:
+        """Whether there is anything to validate on."""
+        return (self.validation if self.images is None else self.images.validation) is not None
+
+    @model_validator(mode="after")
+    def _check(self) -> TokenDataConfig:
+        if (self.train is None) == (self.images is None):
+            found = "neither" if self.train is None else f"both, train {self.train}"
+            raise ValueError(
+                f"expected either train (a folder of token shards) or images (encoded as they come), found {found}; "
+                "one that a base file sets is unset with null"
+            )
+        if self.images is not None and self.validation is not None:
+            raise ValueError(
+                f"validation {self.validation} names token shards while training reads images: set images.validation"
+            )
+        return self
 
 
 class GeneratorOptimizerConfig(Section):
@@ -70,6 +93,7 @@ class GeneratorValidationConfig(Section):
     batch_size: PositiveInt = 64
     max_samples: PositiveInt | None = None
     pictures: NonNegativeInt = 8
+    """Samples that are drawn and decoded, spread over the classes; they need `tokenizer`."""
 
 
 class GeneratorCheckpointConfig(Section):
@@ -90,7 +114,7 @@ class GeneratorConfig(Section):
     name: str
     seed: NonNegativeInt = 0
     tokenizer: str | None = None
-    """Checkpoint that turns tokens into images; a published generator brings its own."""
+    """Checkpoint of the tokenizer, for pictures and `data.images`; a published generator brings its own."""
     model: TransformerConfig
     optimizer: GeneratorOptimizerConfig = GeneratorOptimizerConfig()
     precision: PrecisionConfig = PrecisionConfig()
@@ -113,6 +137,13 @@ class GeneratorConfig(Section):
             raise ValueError(
                 f"training.batch_size {self.training.batch_size} is not divisible by optimizer.accumulate "
                 f"{self.optimizer.accumulate}"
+            )
+        if self.data.images is not None and self.tokenizer is None:
+            raise ValueError("data.images needs tokenizer: the checkpoint of the tokenizer that encodes the images")
+        if self.model.heads % self.mesh.model or self.model.feed_forward_width % self.mesh.model:
+            raise ValueError(
+                f"mesh.model {self.mesh.model} must divide model.heads {self.model.heads} and the feed-forward width "
+                f"{self.model.feed_forward_width}: both are split over it"
             )
         if self.optimizer.schedule.drop_epochs and self.training.epochs is None:
             raise ValueError("optimizer.schedule.drop_epochs needs training.epochs; use drop_steps with training.steps")

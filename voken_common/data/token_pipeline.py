@@ -59,7 +59,10 @@ def build_token_iterator(
     Raises:
         DataError: the shards cannot be used, or are fewer than one batch while `epochs` is set.
     """
-    source = TokenShardSource(config.train) if source is None else source
+    if source is None:
+        if config.train is None:
+            raise DataError("data.train is not set: name a folder of token shards there to train on")
+        source = TokenShardSource(config.train)
     placement = Placement(batch_size_per_process, seed, process_index, process_count, epochs)
     placement.check(len(source), source.describe())
     return TokenIterator(source, placement, workers=config.workers)
