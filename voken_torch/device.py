@@ -60,11 +60,20 @@ class Runtime:
         if self.device.type == "npu" and "float64" in dtypes:
             raise DeviceError("precision asks for float64, which an NPU may compute as float32: use --device cpu")
 
-    def adamw(self) -> Callable[..., torch.optim.Optimizer]:
-        """AdamW of this device: (parameters, lr=, betas=, eps=, weight_decay=) -> optimizer."""
+    def adamw(self, split: bool = False) -> Callable[..., torch.optim.Optimizer]:
+        """AdamW of this device: (parameters, lr=, betas=, eps=, weight_decay=) -> optimizer.
+
+        Raises:
+            DeviceError: the fused one cannot work on parameters that are `split` over processes.
+        """
         if not self.fused:
             return torch.optim.AdamW
         if self.device.type == "npu":
+            if split:
+                raise DeviceError(
+                    "--fused: torch_npu's fused AdamW gathers whole weights in one block, and mesh.fsdp splits them: "
+                    "leave out --fused, or set mesh.fsdp to 1"
+                )
             return with_usual_manners(_torch_npu("optim.NpuFusedAdamW"))
         return lambda parameters, **options: torch.optim.AdamW(parameters, fused=True, **options)
 

@@ -18,13 +18,23 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from voken_common import names
 from voken_common.errors import NonFiniteError
 from voken_common.generator_schema import GeneratorConfig
 from voken_common.schedules import Schedule, cosine_weight_decay
 from voken_torch import optim
 from voken_torch.device import Runtime
 from voken_torch.models.generator import Adaptive, Factorized, build_generator
-from voken_torch.sharding import data_parallel, process_index, reduce_mean, without_exchange
+from voken_torch.models.transformer import Block
+from voken_torch.sharding import (
+    data_parallel,
+    laid_out_like,
+    process_index,
+    reduce_mean,
+    shard,
+    whole,
+    without_exchange,
+)
 from voken_torch.state import Seeded
 
 Metrics = dict[str, Float[Tensor, ""]]
@@ -50,6 +60,43 @@ class GeneratorState:
     optimizer: Optimizer
     generator_ema: dict[str, Tensor]
 
+    @property
+    def generator(self) -> dict[str, Tensor]:
+        """Parameters by name."""
+        return {name: parameter.detach() for name, parameter in self.network.named_parameters()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as nested dictionaries of tensors; the tensors are the state's own, not copies."""
+        return {
+            "step": torch.tensor(self.step),
+            "rng": self.rng,
+            "generator": self.generator,
+            "optimizer": optim.moments(self.optimizer, self.network),
+            "generator_ema": dict(self.generator_ema),
+        }
+
+    @torch.no_grad()
+    def load_dict(self, values: dict[str, Any]) -> None:
+        """Copy what `to_dict` gave into this state, onto its device and precision.
+
+        Averages that the checkpoint lacks start as its weights; those that the run does not keep are left out.
+
+        Raises:
+            NameMismatch: fields, names or shapes differ; nothing has been changed then.
+        """
+        own = self.to_dict()
+        names.require_same_names(values, own, "training state")
+        averages = (values["generator_ema"] or values["generator"]) if self.generator_ema else {}
+        groups = {"generator": values["generator"], "generator_ema": averages}
+        for group, new in groups.items():
+            names.require_same_shapes(new, own[group], f"training state, {group}")
+        optim.load_moments(self.optimizer, self.network, values["optimizer"])
+        for group, new in groups.items():
+            for name, tensor in own[group].items():
+                tensor.copy_(laid_out_like(tensor, new[name]))
+        self.step = int(values["step"])
+        self.rng = values["rng"].detach().to("cpu", torch.int64, copy=True)
+
 
 def create_generator_state(config: GeneratorConfig, runtime: Runtime | None = None) -> GeneratorState:
     """A fresh state on the runtime's device, its initial values drawn on the CPU from the configuration's seed."""
@@ -59,13 +106,16 @@ def create_generator_state(config: GeneratorConfig, runtime: Runtime | None = No
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = build_generator(config.model, precision.remat)
-    network.to(device=runtime.device, dtype=getattr(torch, precision.param_dtype))
+    network.to(dtype=getattr(torch, precision.param_dtype))
+    shard(network, [block for block in network.modules() if isinstance(block, Block)], config.mesh, runtime.device)
+    network.to(device=runtime.device)
     spared = [p for p in network.parameters() if p.ndim < 2 and not settings.decay_all]
     decayed = [p for p in network.parameters() if p.ndim >= 2 or settings.decay_all]
     groups = [{"params": decayed, "decays": True}, *([{"params": spared, "decays": False}] if spared else [])]
-    optimizer = runtime.adamw()(
+    optimizer = runtime.adamw(split=config.mesh.fsdp > 1)(
         groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.epsilon, weight_decay=0.0
     )
+    optim.allocate_moments(optimizer)
     copies = {name: p.detach().clone() for name, p in network.named_parameters()}
     return GeneratorState(
         step=0,
@@ -74,6 +124,18 @@ def create_generator_state(config: GeneratorConfig, runtime: Runtime | None = No
         optimizer=optimizer,
         generator_ema={} if settings.ema_decay is None else copies,
     )
+
+
+def evaluation_generator(config: GeneratorConfig, state: GeneratorState) -> Factorized | Adaptive:
+    """The generator with the averages, or where none are kept the parameters, as its weights, for evaluation.
+
+    It shares their memory; where they are split it is a copy, and all processes call this.
+    """
+    with torch.device("meta"):
+        network = build_generator(config.model)
+    weights = {name: whole(value) for name, value in (state.generator_ema or state.generator).items()}
+    network.load_state_dict(weights, strict=True, assign=True)
+    return network.requires_grad_(False).eval()
 
 
 def token_losses(
@@ -161,7 +223,10 @@ class GeneratorStep:
                 (loss / parts).backward()
             totals = {name: value + totals.get(name, 0.0) for name, value in metrics.items()}
         values = reduce_mean(torch.stack(list(totals.values())) / parts)
-        return dict(zip(totals, values.unbind(), strict=True))
+        means = dict(zip(totals, values.unbind(), strict=True))
+        # Of the whole batch: a mean of perplexities would depend on how the batch is cut.
+        whole_batch = {name: means[f"loss{name[10:]}"].exp() for name in means if name.startswith("perplexity")}
+        return means | whole_batch
 
     def _update(self, state: GeneratorState, norm: Float[Tensor, ""]) -> None:
         settings = self.config.optimizer

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from voken_common import names
 from voken_common.schema import OptimizerConfig
+from voken_torch.sharding import laid_out_like, local, whole
 
 
 class Moments(TypedDict):
@@ -35,9 +36,14 @@ def build_optimizer(
         eps=config.epsilon,
         weight_decay=config.weight_decay,
     )
-    zeros = {name: torch.zeros_like(p) for name, p in network.named_parameters()}
-    load_moments(optimizer, network, {"count": torch.tensor(0), "mu": zeros, "nu": zeros})
+    allocate_moments(optimizer)
     return optimizer
+
+
+def allocate_moments(optimizer: Optimizer) -> None:
+    """Give an optimizer that has made no step its moments, which are zero."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    _load(optimizer, [(torch.tensor(0.0), torch.zeros_like(p), torch.zeros_like(p)) for p in parameters])
 
 
 def update(optimizer: Optimizer, learning_rate: float, norm: Float[Tensor, ""], gradient_clip: float | None) -> None:
@@ -47,7 +53,7 @@ def update(optimizer: Optimizer, learning_rate: float, norm: Float[Tensor, ""], 
         if gradient_clip is not None:
             scale = (gradient_clip / norm).clamp(max=1.0)
             for parameter in group["params"]:
-                parameter.grad.mul_(scale.to(parameter.grad.dtype))
+                local(parameter.grad).mul_(scale.to(parameter.grad.dtype))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
@@ -55,7 +61,7 @@ def update(optimizer: Optimizer, learning_rate: float, norm: Float[Tensor, ""], 
 def gradient_norm(network: nn.Module) -> Float[Tensor, ""]:
     """Global l2 norm of the gradients in `.grad`."""
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+    return whole(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
 
 
 @torch.no_grad()
@@ -86,12 +92,14 @@ def load_moments(optimizer: Optimizer, network: nn.Module, values: Moments) -> N
     parameters = dict(network.named_parameters())
     names.require_same_shapes(values["mu"], parameters, "optimizer moments mu")
     names.require_same_shapes(values["nu"], parameters, "optimizer moments nu")
-    state = {
-        i: {
-            "step": torch.tensor(float(values["count"])),
-            "exp_avg": values["mu"][name].detach().to(p, copy=True),
-            "exp_avg_sq": values["nu"][name].detach().to(p, copy=True),
-        }
-        for i, (name, p) in enumerate(parameters.items())
-    }
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    name_of = {parameter: name for name, parameter in parameters.items()}
+    ordered = [(p, name_of[p]) for group in optimizer.param_groups for p in group["params"]]
+    count = torch.tensor(float(values["count"]))
+    mu, nu = ([laid_out_like(p, values[moment][name]) for p, name in ordered] for moment in ("mu", "nu"))
+    _load(optimizer, [(count.clone(), *both) for both in zip(mu, nu, strict=True)])
+
+
+def _load(optimizer: Optimizer, states: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+    """(steps, mu, nu) of every parameter, in the optimizer's own order."""
+    entries = {i: dict(zip(("step", "exp_avg", "exp_avg_sq"), state, strict=True)) for i, state in enumerate(states)}
+    optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,16 +1,20 @@
-"""Data parallelism over processes: the only place that knows how many there are and what they exchange.
+"""Parallelism over processes: the only place that knows how many there are, who holds what and what they exchange.
 
-One process drives one device (`torchrun` starts them; `device.start` joins them). With `statistics_scope: per_device`
-every mean is over one process's images and the gradients are averaged, as PyTorch's data parallelism does; with
-`global` the statistics that are not plain means of losses (batch norm, the average code of the entropies, LeCAM, the
-adaptive weight) are taken over all processes through `reduce_mean`, and the result is that of one large batch.
+One process drives one device (`torchrun` starts them; `device.start` joins them), and each brings its share of the
+batch. With `statistics_scope: per_device` every mean is over one process's images and the gradients are averaged, as
+PyTorch's data parallelism does; with `global` the statistics that are not plain means of losses (batch norm, the
+average code of the entropies, LeCAM, the adaptive weight) are taken over all processes through `reduce_mean`, and the
+result is that of one large batch.
+
+With `mesh.fsdp` 1 every process holds all weights (DDP). With more, that many processes share them: parameters,
+gradients, moments and averages are split along their first axis (FSDP2), and split tensors are DTensors.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +22,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from voken_common.schema import Config
+from voken_common.config import AnyConfig
+from voken_common.schema import MeshConfig
 
 
 def process_count() -> int:
@@ -70,9 +75,79 @@ def average_in_place(tensors: Iterable[Tensor]) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
+def shard(network: nn.Module, units: Iterable[nn.Module], config: MeshConfig, device: torch.device) -> None:
+    """Split the parameters of a network over `mesh.fsdp` processes, and move them to the device; nothing where it is 1.
+
+    The optimizer is built afterwards. Over the `mesh.data` groups that each hold all weights, gradients are averaged.
+
+    Args:
+        network: its `forward` is what training calls.
+        units: modules of it whose weights are whole only while they compute; all others are whole from the start of a
+            pass to the end of its backward pass.
+        config: the mesh, as `check_config` accepted it.
+        device: where this process computes.
+    """
+    if config.fsdp == 1:
+        return
+    # Imported late: it takes as long as the rest of torch.distributed, and most runs do not need it.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    shape = (process_count() // config.fsdp, config.fsdp)
+    grid = init_device_mesh(device.type, shape, mesh_dim_names=("data", "fsdp"))
+    mesh = grid if shape[0] > 1 else grid["fsdp"]
+    for unit in units:
+        fully_shard(unit, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+
+
+def is_split(value: Tensor) -> bool:
+    """Whether a tensor is one process's part of a larger one."""
+    return hasattr(value, "full_tensor")
+
+
+def whole(value: Tensor) -> Tensor:
+    """The whole of a tensor that may be split; all processes call it."""
+    if not is_split(value):
+        return value
+    split: Any = value
+    result: Tensor = split.full_tensor()
+    return result
+
+
+def local(value: Tensor) -> Tensor:
+    """What this process holds of a tensor that may be split; it shares the memory."""
+    part: Tensor = value.to_local() if is_split(value) else value  # type: ignore[operator]
+    return part
+
+
+def laid_out_like(own: Tensor, value: Tensor) -> Tensor:
+    """A copy of a whole tensor on the device, in the precision and split as `own`; all processes call it."""
+    value = value.detach().to(own.device, own.dtype, copy=True)
+    if not is_split(own):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    layout: Any = own
+    return distribute_tensor(value, layout.device_mesh, layout.placements)
+
+
+def gathered(value: Any) -> Any:
+    """Nested dictionaries with every tensor whole and in host memory, on the first process; all processes call it.
+
+    Tensors that are so already are not copied. The other processes get None in their place.
+    """
+    if isinstance(value, dict):
+        return {key: gathered(item) for key, item in value.items()}
+    if not isinstance(value, Tensor):
+        return value
+    full = whole(value.detach())
+    return full.cpu() if process_index() == 0 else None
+
+
 def data_parallel(module: nn.Module) -> nn.Module:
     """The module itself, or wrapped so that its gradients are averaged over processes while they are computed."""
-    if process_count() == 1:
+    if process_count() == 1 or any(is_split(parameter) for parameter in module.parameters()):
         return module
     # Buffers are looked after by the step: a broadcast before a pass would undo the pass before it. The option has
     # another name since torch 2.13.
@@ -82,27 +157,38 @@ def data_parallel(module: nn.Module) -> nn.Module:
     return DistributedDataParallel(module, **options)
 
 
-def without_exchange(module: nn.Module, skip: bool) -> AbstractContextManager[Any]:
+@contextmanager
+def without_exchange(module: nn.Module, skip: bool) -> Iterator[None]:
     """Leave gradients local where `skip`: all but the last of several micro-batches."""
     if skip and isinstance(module, DistributedDataParallel):
-        return module.no_sync()
-    return nullcontext()
+        with module.no_sync():
+            yield
+        return
+    split: list[Any] = [m for m in module.modules() if hasattr(m, "set_requires_gradient_sync")] if skip else []
+    for part in split:
+        part.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        for part in split:
+            part.set_requires_gradient_sync(True)
 
 
-def check_config(config: Config) -> None:
+def check_config(config: AnyConfig) -> None:
     """Raise ValueError for what this configuration asks of the mesh and PyTorch training does not do."""
     processes, mesh = process_count(), config.mesh
-    if mesh.fsdp > 1 or mesh.model > 1:
+    if mesh.model > 1:
         raise ValueError(
-            f"mesh.fsdp is {mesh.fsdp} and mesh.model {mesh.model}: in PyTorch tokenizers train with data parallelism "
-            "alone, so set both to 1 (or train in JAX)"
+            f"mesh.model is {mesh.model}: in PyTorch weights are split over mesh.fsdp alone, so set it to 1 (or train "
+            "in JAX)"
         )
-    if getattr(config.quantizer, "shard_codes", False):
+    if getattr(getattr(config, "quantizer", None), "shard_codes", False):
         raise ValueError("quantizer.shard_codes is true: only JAX training splits a codebook; set it to false")
-    if mesh.data not in (-1, processes):
+    data = processes // mesh.fsdp if mesh.data == -1 else mesh.data
+    if data < 1 or data * mesh.fsdp != processes:
         raise ValueError(
-            f"mesh.data is {mesh.data} but {processes} process(es) were started; set it to -1, or start that many with "
-            "torchrun --nproc-per-node"
+            f"mesh.data {mesh.data} x mesh.fsdp {mesh.fsdp} does not use the {processes} process(es) that were started "
+            "exactly; start as many with torchrun --nproc-per-node, or set mesh.data to -1 and mesh.fsdp to a divisor"
         )
     for key, size, parts in (
         ("training.batch_size", config.training.batch_size, processes * config.optimizer.accumulate),

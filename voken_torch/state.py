@@ -23,7 +23,7 @@ from voken_torch.losses import LecamAverages
 from voken_torch.models.autoencoder import Autoencoder
 from voken_torch.models.discriminator import BlurDiscriminator, PatchGAN, build_discriminator
 from voken_torch.models.layers import Policy, plain_attention
-from voken_torch.sharding import process_count
+from voken_torch.sharding import laid_out_like, process_count, shard, whole
 
 Weights = dict[str, Tensor]
 _WORD = 2**32
@@ -110,7 +110,7 @@ class TrainState:
                 names.require_same_shapes(values[player][moment], expected, f"training state, {player} {moment}")
         for group in groups:
             for name, tensor in own[group].items():
-                tensor.copy_(values[group][name])
+                tensor.copy_(laid_out_like(tensor, values[group][name]))
         optim.load_moments(self.generator_optimizer, self.players.autoencoder, values["generator_optimizer"])
         optim.load_moments(self.discriminator_optimizer, self.players.discriminator, values["discriminator_optimizer"])
         self.step = int(values["step"])
@@ -143,11 +143,13 @@ def create_state(config: Config, runtime: Runtime | None = None) -> TrainState:
         torch.manual_seed(config.seed)
         players = build_players(config, policy)
     dtype = getattr(torch, precision.param_dtype)
+    # A discriminator is small next to moments and averages of the autoencoder: every process holds it whole.
+    shard(players.autoencoder.to(dtype=dtype), (), config.mesh, runtime.device)
     for network in players:
         network.to(device=runtime.device, dtype=dtype)
     entries = process_count() if config.statistics_scope == "per_device" else 1
     zeros = torch.zeros(entries, dtype=dtype, device=runtime.device)
-    adamw = runtime.adamw()
+    adamw = runtime.adamw(split=config.mesh.fsdp > 1)
     return TrainState(
         step=0,
         rng=torch.tensor([config.seed // _WORD % _WORD, config.seed % _WORD]),
@@ -161,10 +163,14 @@ def create_state(config: Config, runtime: Runtime | None = None) -> TrainState:
 
 
 def averaged_autoencoder(config: Config, state: TrainState, policy: Policy | None = None) -> Autoencoder:
-    """The autoencoder with the averages as its weights, for evaluation; it shares their memory and follows them."""
+    """The autoencoder with the averages as its weights, for evaluation.
+
+    It shares their memory and follows them; where they are split it is a copy, and all processes call this.
+    """
     with torch.device("meta"):
         network = Autoencoder(config.model, config.quantizer, policy)
-    network.load_state_dict(state.generator_ema, strict=True, assign=True)
+    averages = {name: whole(value) for name, value in state.generator_ema.items()}
+    network.load_state_dict(averages, strict=True, assign=True)
     return network.requires_grad_(False).eval()
 
 

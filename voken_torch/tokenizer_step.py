@@ -35,7 +35,7 @@ from voken_torch.losses import (
 from voken_torch.models.discriminator import synchronise_batch_norms
 from voken_torch.models.layers import at_least_float32
 from voken_torch.models.lpips import LPIPS
-from voken_torch.quantization import quantize
+from voken_torch.quantization import Quantized, quantize
 from voken_torch.sharding import (
     average_in_place,
     check_config,
@@ -68,10 +68,10 @@ class _GeneratorPass(nn.Module):
         self.autoencoder, self.config, self.reduce_statistics = players.autoencoder, config, reduce_statistics
 
     def forward(self, images: Images) -> Forward:
-        model = self.autoencoder
-        latents = model.encode(images)
-        quantized = quantize(self.config.quantizer, latents, model.codebook, self.reduce_statistics)
-        return Forward(model.decode(quantized.codes), quantized.terms)
+        def quantizer(latents: Tensor, codebook: Tensor | None) -> Quantized:
+            return quantize(self.config.quantizer, latents, codebook, self.reduce_statistics)
+
+        return Forward(*self.autoencoder(images, quantizer))
 
 
 class _DiscriminatorPass(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor
 from voken_common.schema import Config
 from voken_common.validation import Validation, ValidationTotals
 from voken_torch.device import Runtime
+from voken_torch.models.autoencoder import Autoencoder
 from voken_torch.models.layers import Policy, plain_attention
 from voken_torch.models.lpips import LPIPS
 from voken_torch.quantization import encode_indices, lookup
@@ -20,7 +21,7 @@ from voken_torch.state import TrainState, averaged_autoencoder
 
 
 class Validator:
-    """Evaluation of one state's averages; it shares their memory and so follows the training.
+    """Evaluation of one state's averages, as they are when it is called.
 
     Args:
         config: the run.
@@ -30,8 +31,8 @@ class Validator:
     """
 
     def __init__(self, config: Config, state: TrainState, runtime: Runtime, perceptual: LPIPS | None):
-        self._config, self._runtime, self._perceptual = config, runtime, perceptual
-        self._network = averaged_autoencoder(config, state, Policy(attention=runtime.attention() or plain_attention))
+        self._config, self._state, self._runtime, self._perceptual = config, state, runtime, perceptual
+        self._policy = Policy(attention=runtime.attention() or plain_attention)
 
     @torch.no_grad()
     def __call__(self, batches: Iterable[dict[str, np.ndarray]]) -> Validation:
@@ -39,11 +40,12 @@ class Validator:
 
         Padding and undecodable images are left out of every mean. The pictures are those of this process.
         """
+        network = averaged_autoencoder(self._config, self._state, self._policy)
         totals = ValidationTotals(self._config.validation.pictures)
         statistics = init_statistics(self._config.quantizer.codebook_size, self._runtime.device)
         for batch in batches:
             images = torch.from_numpy(batch["image"]).movedim(-1, 1).to(self._runtime.device)
-            reconstructions, ids, values = self._evaluate(images)
+            reconstructions, ids, values = self._evaluate(network, images)
             present = torch.from_numpy(batch["mask"] > 0).to(ids.device)
             statistics = update_statistics(statistics, torch.where(present[:, None, None], ids, -1))
             totals.add(batch, _array(reconstructions.movedim(1, -1)), {k: _array(v) for k, v in values.items()})
@@ -53,8 +55,8 @@ class Validator:
             counts = counts + other_counts
         return totals.result(counts)
 
-    def _evaluate(self, images: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        network, quantizer, precision = self._network, self._config.quantizer, self._config.precision
+    def _evaluate(self, network: Autoencoder, images: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        quantizer, precision = self._config.quantizer, self._config.precision
         images = images.to(getattr(torch, precision.param_dtype))
         with self._runtime.autocast(precision.compute_dtype):
             ids = encode_indices(quantizer, network.encode(images), network.codebook)

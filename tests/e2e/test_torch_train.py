@@ -136,7 +136,7 @@ def test_divergence_stops_and_keeps_the_last_checkpoint_good(tmp_path, monkeypat
     [
         (["training.step=5"], "unknown key training.step; did you mean training.steps?"),
         (["data.train={kind: image_folder, path: nowhere/at/all}"], "nowhere/at/all"),
-        (["mesh.model=2"], "in PyTorch tokenizers train with data parallelism alone"),
+        (["mesh.model=2"], "in PyTorch weights are split over mesh.fsdp alone"),
         (["perceptual.weights=nowhere"], "perceptual.weights takes none, auto, a folder with both files"),
         (["optimizer.accumulate=3"], "training.batch_size"),
     ],

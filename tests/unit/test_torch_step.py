@@ -251,8 +251,8 @@ def test_both_terms_start_late():
 
 def test_what_only_jax_trains_is_refused():
     for changes, message in (
-        ({"mesh": {"fsdp": 2}, "statistics_scope": "global"}, "mesh.fsdp is 2"),
-        ({"mesh": {"data": 8}}, r"mesh.data is 8 but 1 process\(es\) were started"),
+        ({"mesh": {"model": 2}}, "mesh.model is 2: in PyTorch weights are split over mesh.fsdp alone"),
+        ({"mesh": {"data": 8}}, r"mesh.data 8 x mesh.fsdp 1 does not use the 1 process\(es\) that were"),
         ({"quantizer": {"shard_codes": True}}, "only JAX training splits a codebook"),
     ):
         config = config_of("ibq", **changes)

@@ -6,6 +6,9 @@ them in both frameworks. Shape legend: B batch, H/W pixels, h/w tokens, D code d
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -14,6 +17,18 @@ from voken_torch.models import magvit2, vqgan
 from voken_torch.models.layers import Policy, at_least_float32, conv
 
 CODEBOOK = "quantize.embedding.weight"
+
+
+class Quantized(Protocol):
+    """What the decoder needs of a quantizer's result, and what the losses do."""
+
+    @property
+    def codes(self) -> Float[Tensor, "B h w D"]:
+        """Chosen codes."""
+
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        """Unweighted terms by name."""
 
 
 def build_codebook(config: QuantizerConfig) -> nn.Embedding:
@@ -43,6 +58,16 @@ class Autoencoder(nn.Module):
     def codebook(self) -> Float[Tensor, "K D"] | None:
         """The learned codes in parameter precision, or None (LFQ)."""
         return self.get_parameter(CODEBOOK) if hasattr(self, "quantize") else None
+
+    def forward(
+        self, x: Float[Tensor, "B 3 H W"], quantize: Callable[[Tensor, Tensor | None], Quantized]
+    ) -> tuple[Float[Tensor, "B 3 H W"], dict[str, Tensor]]:
+        """Reconstruction and the quantizer's terms in one call, as parallel training wants it.
+
+        `quantize` takes latents and codebook.
+        """
+        quantized = quantize(self.encode(x), self.codebook)
+        return self.decode(quantized.codes), quantized.terms
 
     def encode(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
         """Latents before quantization; x in [-1, 1]."""

@@ -165,8 +165,11 @@ class Block(nn.Module):
         cache: KeysValues | None = None,
         position: int = 0,
         visible: Bool[Tensor, "1 T"] | None = None,
+        condition: Float[Tensor, "B C"] | None = None,
     ) -> Float[Tensor, "B T C"]:
-        """Both residual additions."""
+        """Both residual additions; the modulation is given or, for a whole pass in one call, computed."""
+        if condition is not None:
+            modulation = self.modulation(condition)
         normed = self.attention_norm(x)
         if modulation is not None:
             normed = normed * (1 + modulation.attention_scale) + modulation.attention_shift
@@ -223,7 +226,7 @@ def empty_caches(
 
 def _layer(block: Block, rows: Rotary, condition: Tensor | None) -> Callable[[Tensor], Tensor]:
     def layer(x: Tensor) -> Tensor:
-        result: Tensor = block(x, rows, None if condition is None else block.modulation(condition))
+        result: Tensor = block(x, rows, condition=condition)
         return result
 
     return layer
