@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt
 
 from voken_common.generator_schema import GeneratorConfig
+from voken_common.transformer_schema import TransformerConfig
 from voken_jax.models.functional import Network, Weights
 from voken_jax.sharding import batch_sharding, replicated, state_shardings
 
@@ -82,20 +83,24 @@ def create_generator_state(
     return jax.jit(lambda: init_generator_state(config, network, optimizer), out_shardings=shardings)()
 
 
+def suffixes(model: TransformerConfig) -> tuple[str, ...]:
+    """What follows a metric's name for each sub-token."""
+    parts = len(model.vocabularies)
+    return ("",) if parts == 1 else tuple(f"_{part}" for part in range(parts))
+
+
 def token_losses(
     logits: tuple[Float[Array, "B T V"], ...], tokens: Int[Array, "B T S"]
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Sum over sub-tokens of the mean cross entropy in nats, and loss, accuracy and perplexity of each."""
+    """Sum over sub-tokens of the mean cross entropy in nats, and loss and accuracy of each."""
     total = jnp.zeros((), logits[0].dtype)
     metrics: Metrics = {}
     for number, part in enumerate(logits):
         target = tokens[..., number]
         loss = optax.softmax_cross_entropy_with_integer_labels(part, target).mean()
         suffix = f"_{number}" if len(logits) > 1 else ""
-        if suffix:
-            metrics[f"loss{suffix}"] = loss
+        metrics[f"loss{suffix}"] = loss
         metrics[f"accuracy{suffix}"] = (part.argmax(axis=-1) == target).mean()
-        metrics[f"perplexity{suffix}"] = jnp.exp(loss)
         total = total + loss
     return total, {"loss": total, **metrics}
 

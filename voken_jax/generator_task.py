@@ -1,39 +1,38 @@
-"""A generator's run as the training loop sees it: tokens and classes in, cross entropy, held-out loss."""
+"""A generator's run as the training loop sees it: tokens and classes in, cross entropy, held-out loss, and samples."""
 
 from __future__ import annotations
 
 import logging
-import math
-from typing import Any
 
 import jax
 import numpy as np
 
+from voken_common.flops import peak_flops, sample_flops
 from voken_common.generator_schema import GeneratorConfig
 from voken_common.run_log import RunLog
 from voken_common.schedules import build_schedule, cosine_weight_decay
+from voken_common.visual import grid
+from voken_jax.generator_data import GeneratorData
 from voken_jax.generator_step import (
     Batch,
     GeneratorState,
     GeneratorStep,
     abstract_generator_state,
     create_generator_state,
+    suffixes,
 )
+from voken_jax.generator_validation import GeneratorValidator, perplexities, shown_labels
+from voken_jax.models.functional import Weights
 from voken_jax.optim import build_generator_optimizer
-from voken_jax.sharding import batch_sharding, check_batch, make_mesh
+from voken_jax.sharding import check_batch, make_mesh
 from voken_jax.state import build_generator_network
 from voken_jax.task import Metrics, Task, shardings_of, size_of
 
 logger = logging.getLogger("voken")
 
 
-def open_tokens(config: GeneratorConfig) -> Any:
-    """The training tokens."""
-    raise NotImplementedError("training data of generators follows")
-
-
 class GeneratorTask(Task):
-    """Network, optimizer and step of a generator on a mesh over all devices.
+    """Network, optimizer, step and validator of a generator on a mesh over all devices.
 
     Args:
         config: the run.
@@ -46,14 +45,16 @@ class GeneratorTask(Task):
     def __init__(self, config: GeneratorConfig, per_epoch: int):
         self.config, self.mesh = config, make_mesh(config.mesh)
         check_batch(config, self.mesh)
+        self.data = GeneratorData(config, self.mesh)
         self.total_steps = config.training.steps or (config.training.epochs or 0) * per_epoch
-        self.shown = ("loss", *(f"accuracy{suffix}" for suffix in _suffixes(config)))
-        self.rates = {"tokens_per_second": float(config.model.tokens)}
+        self.shown = ("loss", *(f"accuracy{suffix}" for suffix in suffixes(config.model)))
+        self.rates = _rates(config, self.mesh.size)
         self.schedule = build_schedule(config, per_epoch, self.total_steps)
         self.network = build_generator_network(config)
         self.optimizer = build_generator_optimizer(config.optimizer, self.schedule, self.total_steps)
         self.abstract = abstract_generator_state(config, self.network, self.optimizer, self.mesh)
         self.program = GeneratorStep(config, self.network, self.optimizer, self.mesh, shardings_of(self.abstract))
+        self.validator = GeneratorValidator(config, self.network, self.mesh)
         logger.info(
             "%s: %s parameters, %d steps, %d device(s): %s",
             config.name,
@@ -68,32 +69,56 @@ class GeneratorTask(Task):
         return create_generator_state(self.config, self.network, self.optimizer, self.mesh)
 
     def place(self, batch: dict[str, np.ndarray]) -> Batch:
-        """Tokens (B, T, S) and labels (B,)."""
-        where = batch_sharding(self.mesh)
-        return {name: jax.make_array_from_process_local_data(where, batch[name]) for name in ("tokens", "labels")}
+        """Tokens and labels."""
+        return self.data.place(batch)
 
     def step(self, state: GeneratorState, batch: Batch) -> tuple[GeneratorState, Metrics]:
         """One step of AdamW."""
         return self.program(state, batch)
 
     def logged(self, means: dict[str, float], number: int) -> dict[str, float]:
-        """The means, perplexity of the mean loss, learning rate and weight decay."""
+        """The means, perplexities of the mean losses, learning rate and weight decay."""
         optimizer = self.config.optimizer
         end = optimizer.weight_decay_end or optimizer.weight_decay
         decay = cosine_weight_decay(number - 1, optimizer.weight_decay, end, self.total_steps)
-        perplexities = {f"perplexity{s}": math.exp(means[f"loss{s}"]) for s in _suffixes(self.config)}
         scheduled = {
             "learning_rate": optimizer.learning_rate * float(self.schedule(number - 1)),
             "weight_decay": float(decay),
         }
-        return {**means, **perplexities, **scheduled}
+        return {**means, **perplexities(means), **scheduled}
+
+    @property
+    def validates(self) -> bool:
+        """Whether held-out tokens or images are set."""
+        return self.config.data.held_out
 
     def validate(self, state: GeneratorState, log: RunLog, number: int) -> dict[str, float]:
-        """Loss on held-out tokens."""
-        raise NotImplementedError("validation of generators follows")
+        """Loss on held-out tokens with the averaged weights, if there are any, and a grid of decoded samples."""
+        weights = state.generator_ema or state.generator
+        batches, samples = self.data.held_out()
+        metrics = self.validator(weights, batches)
+        log.scalars(number, metrics, prefix="validation/")
+        text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        log.message(f"step {number}  validation ({'EMA, ' if state.generator_ema else ''}{samples} samples):  {text}")
+        self._show(weights, log, number)
+        return metrics
+
+    def _show(self, weights: Weights, log: RunLog, number: int) -> None:
+        pictures, tokenizer = self.config.validation.pictures, self.data.tokenizer
+        if tokenizer is None or not pictures:
+            return
+        tokens = self.validator.sample(weights, shown_labels(pictures, self.config.model.classes))
+        if jax.process_index() == 0:
+            log.picture(number, "samples", grid(tokenizer.decode(tokens)))
 
 
-def _suffixes(config: GeneratorConfig) -> tuple[str, ...]:
-    """What follows a metric's name for each sub-token."""
-    parts = len(config.model.vocabularies)
-    return ("",) if parts == 1 else tuple(f"_{part}" for part in range(parts))
+def _rates(config: GeneratorConfig, devices: int) -> dict[str, float]:
+    """Tokens, and the share of what the devices can do, that one sample per second makes."""
+    rates = {"tokens_per_second": float(config.model.tokens)}
+    kind, dtype = jax.devices()[0].device_kind, config.precision.compute_dtype
+    peak = peak_flops(kind, dtype)
+    if peak is None:
+        logger.info("model FLOPs utilisation is not logged: no peak is known for %s in %s", kind, dtype)
+    else:
+        rates["model_flops_utilization"] = sample_flops(config.model) / (peak * devices)
+    return rates

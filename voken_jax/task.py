@@ -60,9 +60,9 @@ class Task(abc.ABC):
         """Metrics on held-out data after the `number`-th step; pictures go to the log."""
 
     @property
+    @abc.abstractmethod
     def validates(self) -> bool:
         """Whether there is anything to validate on."""
-        return self.config.data.validation is not None
 
 
 def size_of(weights: Mapping[str, Any]) -> int:

@@ -91,6 +91,11 @@ class TokenizerTask(Task):
         """The means and the learning rate."""
         return {**means, "learning_rate": self.config.optimizer.learning_rate * float(self.schedule(number - 1))}
 
+    @property
+    def validates(self) -> bool:
+        """Whether held-out images are set."""
+        return self.config.data.validation is not None
+
     def validate(self, state: TrainState, log: RunLog, number: int) -> dict[str, float]:
         """Reconstruct held-out images with the averaged weights."""
         batches = build_validation_batches(

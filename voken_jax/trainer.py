@@ -17,7 +17,8 @@ from voken_common.files import replacing
 from voken_common.run_log import RunLog, StopRequest
 from voken_common.schema import Config
 from voken_jax.checkpoint import Checkpoints
-from voken_jax.generator_task import GeneratorTask, open_tokens
+from voken_jax.generator_data import open_tokens
+from voken_jax.generator_task import GeneratorTask
 from voken_jax.task import Metrics, Task
 from voken_jax.tokenizer_step import failed_terms
 from voken_jax.tokenizer_task import TokenizerTask, open_images

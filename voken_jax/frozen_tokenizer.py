@@ -1,0 +1,78 @@
+"""A trained tokenizer beside a generator in training: it encodes images as they come, and decodes samples to be seen.
+
+Shape legend: B batch, H/W pixels, T tokens, S sub-tokens per position.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from voken_common.errors import CheckpointError
+from voken_common.tokens import join_ids
+from voken_common.transformer_schema import TransformerConfig
+from voken_jax.models.functional import Weights
+from voken_jax.quantization import encode_indices
+from voken_jax.sharding import batch_sharding, replicated
+from voken_jax.state import build_autoencoder
+from voken_jax.tokenizer import Tokenizer
+
+
+class FrozenTokenizer:
+    """The tokenizer of a generator's configuration.
+
+    Args:
+        checkpoint: whatever `Tokenizer.load` takes.
+        model: of the generator.
+        mesh: where images to be encoded are.
+
+    Raises:
+        CheckpointError: no such checkpoint, or a codebook that is not the generator's.
+    """
+
+    def __init__(self, checkpoint: str, model: TransformerConfig, mesh: Mesh):
+        self.tokenizer, self._model = Tokenizer.load(checkpoint), model
+        codes = math.prod(model.vocabularies)
+        if self.tokenizer.codebook_size != codes:
+            raise CheckpointError(
+                f"tokenizer {checkpoint} has {self.tokenizer.codebook_size} codes, model.vocabularies "
+                f"{list(model.vocabularies)} make {codes}: use the tokenizer that the generator is for, or change "
+                "model.vocabularies"
+            )
+        self._mesh, self._network = mesh, build_autoencoder(self.tokenizer.config)
+        self._weights: Weights | None = None
+        self._program = jax.jit(self._tokens, out_shardings=batch_sharding(mesh))
+
+    def require_size(self, image_size: int) -> None:
+        """Raise CheckpointError unless images of this side become `model.grid` tokens a side."""
+        side = self._model.grid * self.tokenizer.downsampling
+        if image_size != side:
+            raise CheckpointError(
+                f"data.images.image_size is {image_size}; model.grid {self._model.grid} with the tokenizer's "
+                f"{self.tokenizer.downsampling} pixels per token expects {side}"
+            )
+
+    def encode(self, images: Float[Array, "B H W 3"]) -> Int[Array, "B T S"]:
+        """Tokens of images in [-1, 1], which are split over the mesh by samples."""
+        if self._weights is None:
+            self._weights = jax.device_put(self.tokenizer.weights, replicated(self._mesh))
+        return self._program(self._weights, images)
+
+    def decode(self, tokens: Int[np.ndarray, "B T S"]) -> Float[np.ndarray, "B H W 3"]:
+        """Images in [-1, 1], computed on one device."""
+        grid = self._model.grid
+        ids = join_ids(tokens, self._model.vocabularies).reshape(-1, grid, grid)
+        return np.asarray(self.tokenizer.decode(ids))
+
+    def _tokens(self, weights: Weights, images: Array) -> Array:
+        model = self._network.bind(weights)
+        ids = encode_indices(self.tokenizer.config.quantizer, model.encode(images), model.codebook)
+        ids = ids.reshape(ids.shape[0], -1)
+        first = self._model.vocabularies[0]
+        parts = [ids] if len(self._model.vocabularies) == 1 else [ids % first, ids // first]
+        return jnp.stack(parts, axis=-1)

@@ -1,0 +1,86 @@
+"""Evaluation of a generator: cross entropy of held-out tokens, and samples to look at.
+
+Shape legend: B batch, T tokens, S sub-tokens per position.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+
+from voken_common.generator_schema import GeneratorConfig
+from voken_jax.generator_step import Batch, suffixes
+from voken_jax.models.functional import Network, Weights
+from voken_jax.sampling import generate
+from voken_jax.sharding import replicated
+
+_LARGEST = 700.0
+"""Its exponential is still finite."""
+
+
+class GeneratorValidator:
+    """Compiled evaluation of one configuration on one mesh.
+
+    Args:
+        config: the run.
+        network: the generator as a function of weights.
+        mesh: axes (data, fsdp, model).
+    """
+
+    def __init__(self, config: GeneratorConfig, network: Network, mesh: Mesh):
+        self._config, self._network = config, network
+        self._program = jax.jit(self._sums, out_shardings=replicated(mesh))
+        self._sampler = jax.jit(self._generate, out_shardings=replicated(mesh))
+
+    def __call__(self, weights: Weights, batches: Iterable[Batch]) -> dict[str, float]:
+        """Metrics of held-out tokens, without dropout; the perplexity is that of the mean loss.
+
+        Args:
+            weights: of the generator.
+            batches: global arrays, as for training, and `mask` (B,): 0 for padding, which is left out of every mean.
+        """
+        totals: dict[str, float] = {}
+        for batch in batches:
+            for name, value in self._program(weights, batch).items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+        samples = totals.pop("samples", 0.0)
+        metrics = {name: total / samples for name, total in totals.items()}
+        return {**metrics, **perplexities(metrics)}
+
+    def sample(self, weights: Weights, labels: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B T S"]:
+        """Tokens of one sample per label, drawn as the configuration says; the same at every validation of a run."""
+        keys = jax.random.split(jax.random.key(self._config.seed), len(labels))
+        return np.asarray(self._sampler(weights, np.asarray(labels, np.int32), keys))
+
+    def _sums(self, weights: Weights, batch: Batch) -> dict[str, Array]:
+        logits = self._network.bind(weights)(batch["tokens"], batch["labels"])
+        total, mask = jnp.zeros((), logits[0].dtype), batch["mask"]
+        sums: dict[str, Array] = {}
+        for number, (part, suffix) in enumerate(zip(logits, suffixes(self._config.model), strict=True)):
+            target = batch["tokens"][..., number]
+            losses = optax.softmax_cross_entropy_with_integer_labels(part, target)
+            sums[f"loss{suffix}"] = (mask * losses.mean(axis=1)).sum()
+            sums[f"accuracy{suffix}"] = (mask * (part.argmax(axis=-1) == target).mean(axis=1)).sum()
+            total = total + sums[f"loss{suffix}"]
+        return {"loss": total, **sums, "samples": mask.sum()}
+
+    def _generate(self, weights: Weights, labels: Array, keys: Array) -> Array:
+        return generate(self._network.bind(weights), labels, keys, self._config.sampling.settings())
+
+
+def perplexities(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The exponential of every sub-token's loss in nats: how many equally likely codes would cost as much."""
+    parts = [name for name in metrics if name.startswith("loss_")] or ["loss"]
+    return {name.replace("loss", "perplexity"): math.exp(min(metrics[name], _LARGEST)) for name in parts}
+
+
+def shown_labels(count: int, classes: int) -> Int[np.ndarray, " B"]:
+    """As many classes as there are samples, spread over all of them; each of them in turn if there are fewer."""
+    return (np.arange(count) * max(classes // max(count, 1), 1) % classes).astype(np.int32)
