@@ -5,7 +5,6 @@ Shape legend: B samples, T tokens, S sub-tokens per position, V codes of one sub
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -14,9 +13,11 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from voken_common.sampling import COSINE_POWER, Guidance, Sampling
+from voken_jax.models.transformer import enlarged
 
 SEGMENT = 64
-"""Positions whose program looks at the same part of the cache: later ones need not be read, for a larger program."""
+"""Positions for which the cache is enlarged at once. All of it is read at every position, so that smaller segments read
+less of what is still empty; each is a loop of its own in the program."""
 
 
 def filter_logits(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Float[Array, "B V"]:
@@ -79,7 +80,7 @@ def generate(
         labels = jnp.concatenate([labels, jnp.full_like(labels, config.classes)])
     prepared = model.prepare(labels)
 
-    def step(carry: tuple[Array, Any], number: Array, visible: int) -> tuple[tuple[Array, Any], Array]:
+    def step(carry: tuple[Array, Any], number: Array) -> tuple[tuple[Array, Any], Array]:
         x, caches = carry
 
         def choose(logits: Array, part: int) -> Array:
@@ -91,14 +92,13 @@ def generate(
             chosen = draw(logits, own, settings, part)
             return jnp.concatenate([chosen, chosen]) if settings.guided else chosen
 
-        tokens, caches = model.position(prepared, x, caches, number, choose, visible)
+        tokens, caches = model.position(prepared, x, caches, number, choose)
         return (model.embed(tokens[:, None]), caches), tokens[:count]
 
-    carry = (prepared.condition[:, None], model.caches(labels.shape[0], cache_dtype))
+    x, caches = prepared.condition[:, None], model.caches(labels.shape[0], 0, cache_dtype)
     stop, segments = positions or config.tokens, []
     for start in range(0, stop, SEGMENT):
         numbers = jnp.arange(start, min(start + SEGMENT, stop))
-        visible = min(start + SEGMENT, config.tokens)
-        carry, tokens = lax.scan(functools.partial(step, visible=visible), carry, numbers)
+        (x, caches), tokens = lax.scan(step, (x, enlarged(caches, start + len(numbers))), numbers)
         segments.append(tokens)
     return jnp.concatenate(segments).swapaxes(0, 1)

@@ -126,10 +126,9 @@ class _Generator(nnx.Module):
         """The rotary table, in float32 at least."""
         return rotary_table(self.config, jnp.promote_types(self.policy.compute_dtype, jnp.float32))
 
-    def caches(self, batch: int, dtype: Any = None) -> Caches:
+    def caches(self, batch: int, positions: int, dtype: Any = None) -> Caches:
         """Empty caches of the layers that see the whole sequence, in the compute dtype unless another is said."""
-        config = self.config
-        return empty_caches(config, config.layers, batch, config.tokens, dtype or self.policy.compute_dtype)
+        return empty_caches(self.config, self.config.layers, batch, positions, dtype or self.policy.compute_dtype)
 
     def sequence(
         self, tokens: Int[Array, "B T S"], condition: Float[Array, "B C"], key: PRNGKeyArray | None
@@ -185,16 +184,15 @@ class Factorized(_Generator):
         caches: Caches,
         number: Int[Array, ""],
         choose: Choose,
-        visible: int,
     ) -> tuple[Int[Array, "B 2"], Caches]:
         """Generate the sub-tokens of one position, see `Adaptive.position`."""
         table = prepared.table
-        hidden, caches = run_cached(self.spatial_blocks, x, _row(table, number), caches, number, visible=visible)
+        hidden, caches = run_cached(self.spatial_blocks, x, _row(table, number), caches, number)
         inner = empty_caches(self.config, self.config.factorized_layers, x.shape[0], 2, caches[0].keys.dtype)
         chosen: list[Array] = []
         for i in range(2):
             step = hidden if i == 0 else self.pre_emb(chosen[0])[:, None]
-            out, inner = run_cached(self.factorized_blocks, step, _row(table, i), inner, i, visible=i + 1)
+            out, inner = run_cached(self.factorized_blocks, step, _row(table, i), inner, i)
             chosen.append(choose(at_least_float32(self.head[i](self.norm(out))[:, 0]), i))
         return jnp.stack(chosen, axis=-1), caches
 
@@ -237,7 +235,6 @@ class Adaptive(_Generator):
         caches: Caches,
         number: Int[Array, ""],
         choose: Choose,
-        visible: int,
     ) -> tuple[Int[Array, "B 1"], Caches]:
         """Generate the token of one position from the features of the one before it.
 
@@ -247,18 +244,10 @@ class Adaptive(_Generator):
             caches: keys and values of the positions before it, per layer.
             number: of the position.
             choose: draws codes from logits.
-            visible: as in `run_cached`.
         """
         assert prepared.head_parts is not None
-        hidden, caches = run_cached(
-            self.blocks,
-            x,
-            _row(prepared.table, number),
-            caches,
-            number,
-            visible=visible,
-            modulations=prepared.modulations,
-        )
+        row = _row(prepared.table, number)
+        hidden, caches = run_cached(self.blocks, x, row, caches, number, prepared.modulations)
         logits = self.head(self.head_nm(hidden, prepared.head_parts))
         return choose(at_least_float32(logits[:, 0]), 0)[:, None], caches
 

@@ -250,8 +250,6 @@ def run_cached(
     rows: Rotary,
     caches: Sequence[KeysValues],
     position: int | Int[Array, ""],
-    *,
-    visible: int,
     modulations: Sequence[Modulation] | None = None,
 ) -> tuple[Float[Array, "B 1 C"], tuple[KeysValues, ...]]:
     """All layers on one new position, whose keys and values enter the caches.
@@ -261,8 +259,7 @@ def run_cached(
         x: features of the new position.
         rows: its row of the rotary table.
         caches: keys and values of the positions before it, per layer.
-        position: its number, below `visible`.
-        visible: how many positions of the caches are looked at; those after `position` do not count.
+        position: its number, for which the caches have room. All of a cache is read, so room is better made late.
         modulations: per layer.
     """
     updated = []
@@ -276,18 +273,18 @@ def run_cached(
             )
         )
         updated.append(cache)
-        x = block.after_attention(x, attend_cached(q, cache, position, visible), modulation)
+        x = block.after_attention(x, attend_cached(q, cache, position), modulation)
     return x, tuple(updated)
 
 
 def attend_cached(
-    q: Float[Array, "B 1 N H"], cache: KeysValues, position: int | Int[Array, ""], visible: int
+    q: Float[Array, "B 1 N H"], cache: KeysValues, position: int | Int[Array, ""]
 ) -> Float[Array, "B 1 N H"]:
-    """Attention of one position to itself and those before it, all among the first `visible`."""
-    keys, values = (lax.slice_in_dim(whole, 0, visible, axis=2).astype(q.dtype) for whole in cache)
+    """Attention of one position to itself and those before it."""
+    keys, values = (whole.astype(q.dtype) for whole in cache)
     wide = jnp.promote_types(q.dtype, jnp.float32)
     logits = jnp.einsum("btnh,bnsh->bnts", q, keys, preferred_element_type=wide) * q.shape[-1] ** -0.5
-    weights = jax.nn.softmax(jnp.where(jnp.arange(visible) <= position, logits, -jnp.inf))
+    weights = jax.nn.softmax(jnp.where(jnp.arange(keys.shape[2]) <= position, logits, -jnp.inf))
     return jnp.einsum("bnts,bnsh->btnh", weights.astype(q.dtype), values)
 
 
@@ -297,3 +294,12 @@ def empty_caches(
     """Room for all positions of all layers."""
     shape = (batch, config.heads, positions, config.head_width)
     return tuple(KeysValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(layers))
+
+
+def enlarged(caches: Sequence[KeysValues], positions: int) -> tuple[KeysValues, ...]:
+    """The same caches with room for so many positions in all."""
+
+    def enlarge(whole: Array) -> Array:
+        return jnp.pad(whole, ((0, 0), (0, 0), (0, positions - whole.shape[2]), (0, 0)))
+
+    return tuple(KeysValues(*map(enlarge, cache)) for cache in caches)
