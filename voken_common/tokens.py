@@ -57,8 +57,8 @@ class ShardInfo(_Section):
     """-1 in a shard without records."""
     fingerprint: Digest
     """Of the tokenizer."""
-    bad: tuple[str, ...] = ()
-    """Samples that could not be decoded, with the reason."""
+    bad: tuple[tuple[int, str], ...] = ()
+    """Samples that could not be decoded: number of the sample in the source's order, and the reason."""
 
 
 class TokenInfo(_Section):

@@ -16,9 +16,10 @@ from numpy.typing import ArrayLike
 from voken_common.checkpoints import Step, Weights
 from voken_common.conversion.safetensors_file import is_safetensors, read_safetensors
 from voken_common.errors import CheckpointError
-from voken_common.names import require_same_shapes, to_jax
+from voken_common.names import require_same_shapes, to_jax, to_torch
 from voken_common.pixels import pad_to_multiple
 from voken_common.schema import Config
+from voken_common.tokens import fingerprint
 from voken_jax.checkpoint import find_step, load_generator, read_meta
 from voken_jax.quantization import code_indices, encode_indices, lookup
 from voken_jax.state import build_autoencoder
@@ -75,6 +76,11 @@ class Tokenizer:
         return cls(meta.tokenizer, {name: jnp.asarray(array, dtype) for name, array in to_jax(arrays).items()})
 
     @property
+    def weights(self) -> dict[str, Array]:
+        """The weights by dotted name."""
+        return self._weights
+
+    @property
     def downsampling(self) -> int:
         """Pixels per token along one side."""
         return self.config.model.downsampling
@@ -83,6 +89,10 @@ class Tokenizer:
     def codebook_size(self) -> int:
         """Ids are in [0, codebook_size)."""
         return self.config.quantizer.codebook_size
+
+    def fingerprint(self) -> str:
+        """A hash of network and weights, the same in both frameworks; tokens carry it."""
+        return fingerprint(self.config, to_torch({name: np.asarray(leaf) for name, leaf in self._weights.items()}))
 
     def encode(self, images: ArrayLike) -> Int[Array, "B h w"]:
         """Ids (int32) of images (B, H, W, 3) in [-1, 1].

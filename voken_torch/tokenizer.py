@@ -16,6 +16,7 @@ from voken_common.conversion.safetensors_file import is_safetensors, read_safete
 from voken_common.names import require_same_shapes
 from voken_common.pixels import pad_to_multiple
 from voken_common.schema import Config
+from voken_common.tokens import fingerprint
 from voken_torch.checkpoint import find_step, load_generator, read_meta
 from voken_torch.device import Runtime
 from voken_torch.models.autoencoder import Autoencoder
@@ -87,6 +88,10 @@ class Tokenizer:
     def codebook_size(self) -> int:
         """Ids are in [0, codebook_size)."""
         return self.config.quantizer.codebook_size
+
+    def fingerprint(self) -> str:
+        """A hash of network and weights, the same in both frameworks; tokens carry it."""
+        return fingerprint(self.config, {k: v.cpu().numpy() for k, v in self._network.state_dict().items()})
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B h w"]:

@@ -134,9 +134,7 @@ def test_what_an_interrupted_writer_left_is_removed(tmp_path):
 
 
 def test_no_shards_there(tmp_path):
-    with pytest.raises(
-        DataError, match=r"no token shards in .*nowhere \(found: no such folder\); expected tokens"
-    ):
+    with pytest.raises(DataError, match=r"no token shards in .*nowhere \(found: no such folder\); expected tokens"):
         TokenShardSource(tmp_path / "nowhere")
     (tmp_path / "cat.png").touch()
     with pytest.raises(DataError, match=r"found: cat.png"):
@@ -202,9 +200,7 @@ def test_tokens_must_fit_the_generator(folder):
     square.require_fits(model, "DIR")
     with pytest.raises(DataError, match=r"vocabularies \[64, 4096\], model.vocabularies expects \[32, 4096\]"):
         square.require_fits(model.model_copy(update={"vocabularies": (32, 4096)}), "DIR")
-    with pytest.raises(
-        DataError, match=r"DIR has labels up to 4, model.classes 4 expects less: set .* to 5"
-    ):
+    with pytest.raises(DataError, match=r"DIR has labels up to 4, model.classes 4 expects less: set .* to 5"):
         square.require_fits(model.model_copy(update={"classes": 4}), "DIR")
 
 

@@ -68,6 +68,7 @@ class PositionedBatches(grain.DatasetIterator):
     """
 
     _bytes_per_batch = 0
+    _read_threads = 1
 
     def __init__(self, source: Any, placement: Placement, *, workers: int):
         super().__init__()
@@ -124,11 +125,11 @@ class PositionedBatches(grain.DatasetIterator):
           DataError: the state belongs to another seed or to a source of another length.
         """
         own = self.get_state()
-        for field in ("version", "seed", "source_length"):
-            if state.get(field) != own[field]:
+        for field in dict.fromkeys([*own, *state]):
+            if field != "position" and state.get(field) != own.get(field):
                 raise DataError(
                     f"cannot continue the data order: the checkpoint has {field} {state.get(field)}, this run has "
-                    f"{own[field]}; restore the configuration and the data of the checkpoint, or start a new work "
+                    f"{own.get(field)}; restore the configuration and the data of the checkpoint, or start a new work "
                     "directory"
                 )
         self._stop()
@@ -154,7 +155,8 @@ class PositionedBatches(grain.DatasetIterator):
         batches, count = self._batched(self._position), self._placement.process_count
         # All processes must see the same number of batches, or the last step would wait for ever.
         whole = len(batches) // count * count
-        return _prefetched(batches[self._placement.process_index : whole : count], self._workers, self._bytes_per_batch)
+        own = batches[self._placement.process_index : whole : count]
+        return prefetched(own, self._workers, self._bytes_per_batch, read_threads=self._read_threads)
 
 
 def check_process(index: int, count: int) -> None:
@@ -163,15 +165,18 @@ def check_process(index: int, count: int) -> None:
         raise ValueError(f"process_index {index} must lie between 0 and process_count - 1 = {count - 1}")
 
 
-def _prefetched(batches: grain.MapDataset, workers: int, bytes_per_batch: int) -> grain.IterDataset:
+def prefetched(
+    batches: grain.MapDataset, workers: int, bytes_per_batch: int, *, read_threads: int = 1
+) -> grain.IterDataset:
+    """Batches in their order, prepared ahead by worker processes of some threads, or by threads for 0 workers."""
     if workers == 0:
-        threads = min(4, os.cpu_count() or 1)
+        threads = max(read_threads, min(4, os.cpu_count() or 1))
         return batches.to_iter_dataset(grain.ReadOptions(threads, max(threads, _BATCHES_AHEAD)))
     if not flags.FLAGS.is_parsed():
         # Grain's workers read absl flags, which only absl's own app.run parses.
         flags.FLAGS.mark_as_parsed()
     _warn_if_shared_memory_is_small(workers, bytes_per_batch)
-    read = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+    read = batches.to_iter_dataset(grain.ReadOptions(read_threads, prefetch_buffer_size=read_threads))
     # Labels are too small for a shared memory block each.
     read = grain.experimental.WithOptionsIterDataset(
         read, grain.experimental.DatasetOptions(min_shm_size=_SMALLEST_SHARED_BLOCK)

@@ -45,7 +45,7 @@ class TokenShardWriter:
         self._file, self._summary = shard_files(Path(folder), number)
         self._info = info
         self._records, self._largest_label = 0, -1
-        self._bad: list[str] = []
+        self._bad: list[tuple[int, str]] = []
 
     def __enter__(self) -> TokenShardWriter:
         self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -61,9 +61,9 @@ class TokenShardWriter:
         self._records += 1
         self._largest_label = max(self._largest_label, record.label)
 
-    def leave_out(self, reason: str) -> None:
+    def leave_out(self, sample: int, reason: str) -> None:
         """Note a sample that could not be decoded."""
-        self._bad.append(reason)
+        self._bad.append((sample, reason))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,0 +1,272 @@
+"""Encoding a data set: images through a tokenizer into token shards, the same in both frameworks.
+
+Sample i of the source's order is crop i % crops of image i // crops. Shards are written one after the other and batches
+never reach over the end of one, so a shard's bytes depend on neither interruptions nor the number of processes.
+
+Shape letters: B batch, s side of the images, h w tokens along the sides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from tqdm import tqdm
+
+from voken_common.data import token_shards, transforms
+from voken_common.data.bad_images import BadImage, BadImageLimit, BadImageLog
+from voken_common.data.errors import ImageDecodeError
+from voken_common.data.files import FileSource
+from voken_common.data.samples import SampleLoader
+from voken_common.data.schema import DataConfig
+from voken_common.data.sources import ImageSource, build_source
+from voken_common.schema import Config, LFQConfig
+from voken_common.tokens import Record, TokenInfo, TokenizerInfo, split_ids
+
+_WAYS = ("image_size", "resize", "flip", "exif_rotate")
+"""Settings of `data` that decide what the tokens are of; the others only decide how fast."""
+
+
+class EncodingTokenizer(Protocol):
+    """What encoding and decoding need of a tokenizer: NumPy arrays in and out, images channels last in [-1, 1]."""
+
+    config: Config
+    downsampling: int
+    encode: Callable[[Float[np.ndarray, "B s s 3"]], Int[np.ndarray, "B h w"]]
+    decode: Callable[[Int[np.ndarray, "B h w"]], Float[np.ndarray, "B s s 3"]]
+    fingerprint: Callable[[], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """How a data set is encoded, beside its `data` section.
+
+    Attributes:
+        crops: views per sample of the source. The first is that of validation, the others are cut at random (and
+            mirrored with probability one half where `data.flip` says so).
+        sub_tokens: bits of the first and the second sub-token; None: what the tokenizer's configuration says.
+        batch_size: images per call of the tokenizer.
+        samples_per_shard: what an interruption costs at most.
+        seed: of the random crops.
+        process_index, process_count: shards are dealt out to processes in turn.
+        reference: what to call the tokenizer's checkpoint in the shards.
+        show: a progress bar, and images per second.
+    """
+
+    crops: int = 1
+    sub_tokens: tuple[int, int] | None = None
+    batch_size: int = 32
+    samples_per_shard: int = 4096
+    seed: int = 0
+    process_index: int = 0
+    process_count: int = 1
+    reference: str = ""
+    show: bool = True
+
+    def __post_init__(self) -> None:
+        for field in ("crops", "batch_size", "samples_per_shard", "process_count"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field.replace('_', ' ')} is {getattr(self, field)}, expected at least 1")
+        if not 0 <= self.process_index < self.process_count:
+            raise ValueError(f"process {self.process_index} of {self.process_count}: expected 0 to count - 1")
+
+
+def encode_dataset(
+    tokenizer: EncodingTokenizer, data: DataConfig, output: str | Path, encoding: Encoding | None = None
+) -> TokenInfo | None:
+    """Write the shards of this process that are not finished yet.
+
+    Args:
+        tokenizer: whose ids are written.
+        data: `train` is encoded, with `image_size`, `resize`, `exif_rotate`, `flip`; `workers`, `cache` and
+            `max_bad_fraction` as in training.
+        output: folder of the shards; what is finished there stays.
+        encoding: everything else.
+
+    Returns:
+        what the data set says about itself, or None while shards of other processes are missing.
+
+    Raises:
+        DataError: the source cannot be used, the folder holds other tokens, or too many images are bad.
+        ValueError: an image size or sub-tokens that the tokenizer does not have.
+    """
+    encoding = encoding or Encoding()
+    source = build_source(data.train)
+    info = describe(tokenizer, data, source, encoding)
+    token_shards.start(output, info)
+    log = BadImageLog(BadImageLimit(len(source), data.max_bad_fraction), consequence="left out")
+    finished = {n: shard for n in range(info.shards) if (shard := token_shards.read_shard(Path(output), n))}
+    log.record(BadImage(sample // encoding.crops, why) for shard in finished.values() for sample, why in shard.bad)
+    own = range(encoding.process_index, info.shards, encoding.process_count)
+    todo = [number for number in own if number not in finished]
+    total = sum(len(token_shards.samples_of(number, info)) for number in own)
+    left = sum(len(token_shards.samples_of(number, info)) for number in todo)
+    with _progress(total, total - left, encoding) as bar:
+        batches = _batches(_Views(source, data, encoding), todo, info, encoding)
+        try:
+            for number in todo:
+                _write_shard(tokenizer, batches, number, info, Path(output), encoding, log, bar)
+        finally:
+            batches.close()
+    _check_all(Path(output), info, source, data, encoding)
+    return token_shards.finish(output, info)
+
+
+def describe(tokenizer: EncodingTokenizer, data: DataConfig, source: ImageSource, encoding: Encoding) -> TokenInfo:
+    """What the data set will say about itself.
+
+    Raises:
+        ValueError: as `encode_dataset`.
+    """
+    config, size = tokenizer.config, data.image_size
+    if size % tokenizer.downsampling:
+        raise ValueError(
+            f"the image size {size} is no multiple of {tokenizer.downsampling}, the pixels per token of {config.name}: "
+            f"choose {size // tokenizer.downsampling * tokenizer.downsampling or tokenizer.downsampling}"
+        )
+    side = size // tokenizer.downsampling
+    ways = {key: getattr(data, key) for key in _WAYS} | {"crops": encoding.crops, "seed": encoding.seed}
+    return TokenInfo(
+        grid=(side, side),
+        vocabularies=vocabularies(config, encoding.sub_tokens),
+        tokenizer=TokenizerInfo(
+            name=config.name,
+            reference=encoding.reference,
+            fingerprint=tokenizer.fingerprint(),
+            config=config.model_dump(mode="json"),
+        ),
+        source=data.train.model_dump(mode="json") | ways,
+        samples=len(source) * encoding.crops,
+        samples_per_shard=encoding.samples_per_shard,
+    )
+
+
+def vocabularies(config: Config, sub_tokens: tuple[int, int] | None) -> tuple[int, ...]:
+    """Codes per sub-token of a tokenizer's ids.
+
+    Args:
+        config: of the tokenizer.
+        sub_tokens: bits of the two; None: `quantizer.token_bits` where there is such, else one token.
+
+    Raises:
+        ValueError: the ids do not split like that.
+    """
+    quantizer = config.quantizer
+    bits = sub_tokens or (quantizer.token_bits if isinstance(quantizer, LFQConfig) else None)
+    if bits is None:
+        return (quantizer.codebook_size,)
+    if not isinstance(quantizer, LFQConfig):
+        raise ValueError(f"sub-tokens are bits of LFQ codes, {config.name} is {quantizer.kind}: leave them out")
+    if min(bits) < 1 or sum(bits) != quantizer.code_dim:
+        raise ValueError(
+            f"sub-tokens of {bits[0]} and {bits[1]} bits do not make the {quantizer.code_dim} bits of a code of "
+            f"{config.name}; expected two positive numbers that add up to {quantizer.code_dim}"
+        )
+    return 2 ** bits[0], 2 ** bits[1]
+
+
+class _Views:
+    """Number of a sample to what the network sees of it; travels to worker processes."""
+
+    def __init__(self, source: ImageSource, data: DataConfig, encoding: Encoding):
+        self._source, self._data = source, data
+        self._crops, self._seed = encoding.crops, encoding.seed
+        self._batch_size = encoding.batch_size
+        self._loader = SampleLoader(source, data)
+
+    def batch(self, samples: range) -> dict[str, Any]:
+        """Images as bytes (B, s, s, 3), grey where there is none, and a record without ids or a reason per sample."""
+        size = self._data.image_size
+        images = np.full((self._batch_size, size, size, 3), 128, np.uint8)
+        rows: list[tuple[str, int, int] | str] = []
+        for place, sample in enumerate(samples):
+            index, crop = divmod(sample, self._crops)
+            try:
+                image, label = self._loader.resized(index)
+            except ImageDecodeError as error:
+                rows.append(str(error))
+                continue
+            images[place] = self._view(index, crop, image)
+            rows.append((_key(self._source, index), label, crop))
+        return {"image": images, "rows": rows}
+
+    def _view(self, index: int, crop: int, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "s s 3"]:
+        if crop == 0:
+            return self._loader.fixed_view(index, image)
+        generator = np.random.default_rng([self._seed, index, crop])
+        image = transforms.random_crop(image, self._data.image_size, generator)
+        return transforms.random_flip(image, generator) if self._data.flip else image
+
+
+def _batches(views: _Views, todo: list[int], info: TokenInfo, encoding: Encoding) -> Any:
+    """An iterator over the batches of these shards, prepared ahead."""
+    # Imported here: it loads JAX where that is installed.
+    from voken_common.data.order import grain, prefetched
+
+    ranges = [samples for number in todo for samples in _split(token_shards.samples_of(number, info), encoding)]
+    size, workers = views._data.image_size, views._data.workers
+    batches = grain.MapDataset.source(ranges).map(views.batch)
+    return iter(prefetched(batches, workers, encoding.batch_size * size * size * 3))
+
+
+def _split(samples: range, encoding: Encoding) -> Iterator[range]:
+    for first in range(0, len(samples), encoding.batch_size):
+        yield samples[first : first + encoding.batch_size]
+
+
+def _write_shard(
+    tokenizer: EncodingTokenizer,
+    batches: Iterator[dict[str, Any]],
+    number: int,
+    info: TokenInfo,
+    output: Path,
+    encoding: Encoding,
+    log: BadImageLog,
+    bar: tqdm[Any],
+) -> None:
+    with token_shards.TokenShardWriter(output, number, info) as writer:
+        for samples in _split(token_shards.samples_of(number, info), encoding):
+            batch = next(batches)
+            ids = tokenizer.encode(transforms.to_float(batch["image"]))
+            tokens = split_ids(ids, info.vocabularies).reshape(len(ids), info.tokens, len(info.vocabularies))
+            for place, (sample, row) in enumerate(zip(samples, batch["rows"], strict=True)):
+                if isinstance(row, str):
+                    log.record([BadImage(sample // encoding.crops, row)])
+                    writer.leave_out(sample, row)
+                else:
+                    key, label, crop = row
+                    writer.add(Record(tokens[place], label, key, crop))
+            bar.update(len(samples))
+
+
+def _check_all(output: Path, info: TokenInfo, source: ImageSource, data: DataConfig, encoding: Encoding) -> None:
+    """Every process counts its own bad images; together they may be too many."""
+    shards = [token_shards.read_shard(output, number) for number in range(info.shards)]
+    bad = {sample // encoding.crops: why for shard in shards if shard is not None for sample, why in shard.bad}
+    BadImageLimit(len(source), data.max_bad_fraction).check(BadImage(index, why) for index, why in bad.items())
+
+
+def _key(source: ImageSource, index: int) -> str:
+    """What a record calls its image: the path below the source's folder, which the shards outlive."""
+    key = source.key(index)
+    if isinstance(source, FileSource):
+        path = Path(key)
+        return path.relative_to(source.root).as_posix() if path.is_relative_to(source.root) else key
+    return key
+
+
+def _progress(total: int, done: int, encoding: Encoding) -> tqdm[Any]:
+    return tqdm(
+        total=total,
+        initial=done,
+        unit="image",
+        desc=f"process {encoding.process_index}" if encoding.process_count > 1 else None,
+        disable=not encoding.show,
+        dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else 15.0,
+    )

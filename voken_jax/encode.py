@@ -1,0 +1,51 @@
+"""Turn images into tokens: `python -m voken_jax.encode --checkpoint TOKENIZER --data FOLDER --output DIR`.
+
+Writes token shards, which generators are trained on. The command may be killed at any time; the same command goes on,
+and the shards are those of an undisturbed run. Several processes share the work: start one on each device with
+--process-index I --process-count P. `--decode DIR` turns shards back into images. docs/tokens.md says more.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voken_common import tokens_command, tokens_encoding
+from voken_common.data.schema import DataConfig
+from voken_common.tokens import TokenInfo
+from voken_common.tokens_encoding import Encoding
+from voken_jax.tokenizer import Tokenizer
+
+
+def encode_dataset(
+    tokenizer: Tokenizer, data: DataConfig, output: str | Path, encoding: Encoding | None = None
+) -> TokenInfo | None:
+    """`voken_common.tokens_encoding.encode_dataset` for a JAX tokenizer."""
+    return tokens_encoding.encode_dataset(Arrays(tokenizer), data, output, encoding)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 done, 2 input that cannot be used, 130 interrupted."""
+    options = tokens_command.build_parser("voken_jax.encode", __doc__).parse_args(arguments)
+    return tokens_command.run(options, _load)
+
+
+class Arrays:
+    """A tokenizer that takes and gives NumPy arrays."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.config, self.downsampling = tokenizer.config, tokenizer.downsampling
+        self.fingerprint = tokenizer.fingerprint
+        self.encode = lambda images: np.asarray(tokenizer.encode(images))
+        self.decode = lambda ids: np.asarray(tokenizer.decode(ids))
+
+
+def _load(checkpoint: str, step: Any, weights: Any) -> Arrays:
+    return Arrays(Tokenizer.load(checkpoint, step=step, weights=weights))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
