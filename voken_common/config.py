@@ -217,13 +217,13 @@ def _lookup(mapping: Any, path: Iterable[str | int]) -> Any:
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """Section classes an annotation admits, through Annotated, unions and None."""
+    """Section classes an annotation admits, through Annotated, unions, None and lists of sections."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         return _models_in(typing.get_args(annotation)[0])
-    if origin in (typing.Union, types.UnionType):
+    if origin in (typing.Union, types.UnionType, tuple):
         return [model for part in typing.get_args(annotation) for model in _models_in(part)]
     return []
 

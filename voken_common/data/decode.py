@@ -39,16 +39,21 @@ def decode_image(
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image) if exif_rotate else image)
+            return to_rgb(ImageOps.exif_transpose(image) if exif_rotate else image)
     except ImageDecodeError as error:
         raise ImageDecodeError(f"{name}: {error}") from error
     except Exception as error:
         # Damaged files make the decoders raise nearly anything (OSError, SyntaxError, struct.error, ...); all of it
         # means the same here, and none of it may end a run that is allowed to skip the file.
-        raise ImageDecodeError(f"{name}: {_reason(error)}") from error
+        raise ImageDecodeError(f"{name}: {reason_of(error)}") from error
 
 
-def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB bytes of an opened image, as `decode_image` gives them.
+
+    Raises:
+      ImageDecodeError: a pixel type that has no agreed range.
+    """
     if image.mode in _SIXTEEN_BIT_MODES:
         return _grey_to_rgb((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     if image.mode == "I":
@@ -77,7 +82,8 @@ def _grey_to_rgb(grey: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """What a decoder's error means, without names of objects in memory."""
     text = str(error)
     if isinstance(error, FileNotFoundError):
         return "no such file"

@@ -3,7 +3,7 @@
 The training order is that of `voken_common.data.order`, and every random draw is seeded by (seed, position), so that
 neither worker nor process count changes what is trained on.
 
-Shape letters: b = images of this process per batch, s = side of the images.
+Shape letters: b = images or clips of this process per batch, t = frames of a clip, s = side of the images.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ import numpy as np
 from voken_common.data import transforms
 from voken_common.data.bad_images import BadImageLog
 from voken_common.data.errors import DataError
+from voken_common.data.loaders import training_samples, validation_rows
 from voken_common.data.order import Placement, PositionedBatches, check_process, grain
-from voken_common.data.samples import TrainSample, ValidationRow
 from voken_common.data.schema import DataConfig
 from voken_common.data.sources import ImageSource, build_source
 
 
 def _collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stack samples as bytes: floats would be four times as much to pass between processes."""
+    pixels = "video" if "video" in samples[0] else "image"
     batch: dict[str, Any] = {
-        "image": np.stack([sample["image"] for sample in samples]),
+        pixels: np.stack([sample[pixels] for sample in samples]),
         "label": np.array([sample["label"] for sample in samples], np.int32),
         "bad": [bad for sample in samples for bad in sample["bad"]],
     }
@@ -36,29 +37,55 @@ def _collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _finish(batch: dict[str, Any], bad: BadImageLog) -> dict[str, np.ndarray]:
     bad.record(batch.pop("bad"))
-    return batch | {"image": transforms.to_float(np.asarray(batch["image"]))}
+    pixels = "video" if "video" in batch else "image"
+    return batch | {pixels: transforms.to_float(np.asarray(batch[pixels]))}
 
 
 class TrainIterator(PositionedBatches):
     """Endless (or `epochs` long) batches of this process; see `build_train_iterator`."""
 
     def __init__(self, source: ImageSource, config: DataConfig, placement: Placement):
-        loader = TrainSample(source, config)
+        loader = training_samples(source, config)
         super().__init__(source, placement, workers=config.workers)
+        if (mixed := _mixed_order(source, placement)) is not None:
+            self.order = mixed
         self._samples = self.order.random_map(loader)
-        self._bad = BadImageLog(loader.limit, consequence="the next good image takes its place")
-        self._bytes_per_batch = placement.batch_size * config.image_size**2 * 3
+        self._bad = BadImageLog(loader.limit, consequence=f"the next good {loader.medium} takes its place")
+        self._bytes_per_batch = placement.batch_size * loader.bytes_per_sample
+        self._read_threads = config.read_threads
 
     @property
     def bad_images(self) -> int:
         """Distinct undecodable images that this process met since it started."""
         return len(self._bad)
 
+    def get_state(self) -> dict[str, int]:
+        """The position, and what it is a position in; the same on every process."""
+        fingerprint = self.source.order_fingerprint()
+        return super().get_state() | ({} if fingerprint is None else {"source_order": fingerprint})
+
     def _batched(self, first: int) -> grain.MapDataset:
         return self._samples[first:].batch(self.batch_size, drop_remainder=True, batch_fn=_collate)
 
     def _finished(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         return _finish(batch, self._bad)
+
+
+def _mixed_order(source: ImageSource, placement: Placement) -> grain.MapDataset | None:
+    """Positions to samples where parts of the source have weights: they take turns, each in epochs of its own.
+
+    An epoch of the iterator is still as many samples as the source has.
+    """
+    shares = source.shares()
+    if shares is None:
+        return None
+    parts = []
+    for number, share in enumerate(shares):
+        seed = int(np.random.SeedSequence([placement.seed, number]).generate_state(1)[0])
+        part = grain.MapDataset.range(share.start, share.start + share.length)
+        parts.append(part.seed(seed).shuffle().repeat())
+    mixed = grain.MapDataset.mix(parts, [share.weight for share in shares]).seed(placement.seed)
+    return mixed if placement.epochs is None else mixed[: placement.epochs * len(source)]
 
 
 def build_train_iterator(
@@ -86,7 +113,8 @@ def build_train_iterator(
       source: an opened `config.train`, to save opening it twice.
 
     Returns:
-      A `grain.DatasetIterator` over dicts: image float32 (b, s, s, 3) in [-1, 1], label int32 (b,).
+      A `grain.DatasetIterator` over dicts: image float32 (b, s, s, 3) in [-1, 1], or of a video source video float32
+      (b, t, s, s, 3), and label int32 (b,).
 
     Raises:
       DataError: the source cannot be opened, or is smaller than one batch while `epochs` is set.
@@ -121,7 +149,7 @@ class ValidationBatches:
         self._config = config
         self._batch_size = batch_size
         self._process = (process_index, process_count)
-        self._loader = ValidationRow(source, config, self.num_images)
+        self._loader = validation_rows(source, config, self.num_images)
 
     def __len__(self) -> int:
         """Batches of every process, also of one whose last batches are all padding."""
@@ -165,8 +193,9 @@ def build_validation_batches(
 
     Returns:
       An object to iterate over as often as needed, with `len` and `num_images`. It gives dicts: image float32
-      (b, s, s, 3) in [-1, 1], label int32 (b,), mask float32 (b,): 1 for images, 0 for padding and for images that do
-      not decode. Means over all images are sums of `mask * value` divided by the sum of `mask`.
+      (b, s, s, 3) in [-1, 1], or of a video source video float32 (b, t, s, s, 3), label int32 (b,), mask float32 (b,):
+      1 for images, 0 for padding and for images that do not decode. Means over all images are sums of `mask * value`
+      divided by the sum of `mask`.
 
     Raises:
       DataError: there is no validation source, or it cannot be opened.

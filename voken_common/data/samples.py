@@ -6,7 +6,8 @@ Shape letters: h w = any height and width, s = side of the square that the netwo
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,7 +19,9 @@ from voken_common.data.errors import ImageDecodeError
 from voken_common.data.schema import DataConfig
 from voken_common.data.sources import ImageSource
 
-_MAX_ASPECT = 256
+T = TypeVar("T")
+
+MAX_ASPECT = 256
 """No photograph comes near; resizing the short side of a line of pixels would need gigabytes."""
 _CACHE_LOCKS = tuple(threading.Lock() for _ in range(64))
 """Threads share a cache; images are spread over these locks by index. Not in the loader, which travels to workers."""
@@ -27,11 +30,18 @@ _CACHE_LOCKS = tuple(threading.Lock() for _ in range(64))
 class SampleLoader:
     """Reads, decodes and resizes single samples; keeps the result if the configuration says `cache`."""
 
+    medium = "image"
+
     def __init__(self, source: ImageSource, config: DataConfig):
         self.source = source
         self.config = config
         self.limit = BadImageLimit(len(source), config.max_bad_fraction)
         self._cache: dict[int, tuple[UInt8[np.ndarray, "h w 3"], int]] = {}
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """Of the pixels that travel from worker processes."""
+        return self.config.image_size**2 * 3
 
     def resized(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
         """The image of a sample, its shorter side at least `image_size` pixels, and its label.
@@ -60,10 +70,10 @@ class SampleLoader:
 
     def _check_shape(self, index: int, image: UInt8[np.ndarray, "h w 3"]) -> None:
         height, width = image.shape[:2]
-        if max(height, width) > _MAX_ASPECT * min(height, width):
+        if max(height, width) > MAX_ASPECT * min(height, width):
             raise ImageDecodeError(
                 f"{self.source.key(index)}: found {height}x{width} pixels, expected sides within a ratio of "
-                f"{_MAX_ASPECT}: resized, it would not fit into memory"
+                f"{MAX_ASPECT}: resized, it would not fit into memory"
             )
 
     def fixed_view(self, index: int, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "s s 3"]:
@@ -73,6 +83,20 @@ class SampleLoader:
             return transforms.center_crop(image, self.config.image_size, self.config.resize)
         return transforms.crop_at(image, self.config.image_size, position)
 
+    def first_good(self, index: int, bad: list[BadImage], load: Callable[[int], T]) -> tuple[int, T]:
+        """Index of the first sample from `index` on that loads, and what it loads as; appends the others to `bad`.
+
+        Raises:
+          TooManyBadImagesError: more than allowed do not.
+        """
+        while True:
+            candidate = (index + len(bad)) % len(self.source)
+            try:
+                return candidate, load(candidate)
+            except ImageDecodeError as error:
+                bad.append(BadImage(candidate, str(error)))
+                self.limit.check(bad)
+
 
 class TrainSample(SampleLoader):
     """Sample index and random generator to a training sample; a bad image gives way to the next good one."""
@@ -80,7 +104,7 @@ class TrainSample(SampleLoader):
     def __call__(self, index: int, generator: np.random.Generator) -> dict[str, Any]:
         """A sample as image bytes (s, s, 3), label, and the bad images met on the way to it."""
         bad: list[BadImage] = []
-        candidate, image, label = self._first_good(index, bad)
+        candidate, (image, label) = self.first_good(index, bad, self.resized)
         if self.config.crop == "random":
             image = transforms.random_crop(image, self.config.image_size, generator)
         else:
@@ -88,16 +112,6 @@ class TrainSample(SampleLoader):
         if self.config.flip:
             image = transforms.random_flip(image, generator)
         return {"image": image, "label": label, "bad": bad}
-
-    def _first_good(self, index: int, bad: list[BadImage]) -> tuple[int, UInt8[np.ndarray, "h w 3"], int]:
-        """Index, image and label of the first sample from `index` on that decodes; appends the others to `bad`."""
-        while True:
-            candidate = (index + len(bad)) % len(self.source)
-            try:
-                return candidate, *self.resized(candidate)
-            except ImageDecodeError as error:
-                bad.append(BadImage(candidate, str(error)))
-                self.limit.check(bad)
 
 
 class ValidationRow(SampleLoader):

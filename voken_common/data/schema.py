@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 
@@ -22,6 +22,8 @@ class ImageFolderConfig(DataSection):
     path: NonEmpty
     exclude: tuple[NonEmpty, ...] = ()
     """File names to leave out."""
+    list_cache: NonEmpty | None = None
+    """File to keep the list of files in; it is used as long as no folder has changed."""
 
 
 class ListFileConfig(DataSection):
@@ -53,11 +55,72 @@ class SkimageConfig(DataSection):
     crops are not random (validation, or `crop: center`) their positions are a fixed even spread over the region."""
 
 
-SourceConfig = Annotated[ImageFolderConfig | ListFileConfig | TFDSConfig | SkimageConfig, Field(discriminator="kind")]
+class TarSetConfig(DataSection):
+    """A set of text-to-image tars that `python -m voken_common.data.prepare` has checked."""
+
+    index: NonEmpty
+    """The `.index` file that the command wrote."""
+    location: NonEmpty | None = None
+    """Folder or URL of the tars, if they are not where they were checked."""
+    filter_keys: NonEmpty | None = None
+    """A filter-keys file: JSON, {tar: [names of members or samples to leave out]}, in addition to the bad ones."""
+    weight: PositiveFloat | None = None
+    """Share of the training samples, relative to the other sets; None, for all sets: by their number of images."""
+
+
+class TarConfig(DataSection):
+    """Sets of text-to-image tars, shuffled as one, or mixed by weights. Captions are not read."""
+
+    kind: Literal["tar"] = "tar"
+    sets: Annotated[tuple[TarSetConfig, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        weighted = [entry.weight is not None for entry in self.sets]
+        if any(weighted) and not all(weighted):
+            raise ValueError("some sets have a weight and some have none: give all of them one, or none")
+        return self
+
+
+class ImageNetTarConfig(DataSection):
+    """`ILSVRC2012_img_train.tar`, a tar with one tar per class, or `ILSVRC2012_img_val.tar`; read as it is."""
+
+    kind: Literal["imagenet_tar"] = "imagenet_tar"
+    path: NonEmpty
+    index: NonEmpty | None = None
+    """File to keep the positions of the images in; None: PATH.index. Finding them reads through the tar once."""
+    exclude: tuple[NonEmpty, ...] = ("n06596364_9591.JPEG",)
+    """File names to leave out: by default the image that published tokenizers were not trained on."""
+
+
+class VideoFolderConfig(DataSection):
+    """A folder of videos, in classes as UCF-101 (`PATH/<class>/*.avi`) or flat; gives clips instead of images."""
+
+    kind: Literal["video_folder"] = "video_folder"
+    path: NonEmpty
+    frames: PositiveInt = 17
+    """Frames per clip."""
+    stride: PositiveInt = 1
+    """Every how manieth frame of the video."""
+    short: Literal["refuse", "repeat"] = "refuse"
+    """A video with fewer frames than a clip needs counts as bad, or starts again from its first frame."""
+    exclude: tuple[NonEmpty, ...] = ()
+    list_cache: NonEmpty | None = None
+    """As of an image folder."""
+
+
+SourceConfig = Annotated[
+    ImageFolderConfig | ListFileConfig | TFDSConfig | SkimageConfig | TarConfig | ImageNetTarConfig | VideoFolderConfig,
+    Field(discriminator="kind"),
+]
+
+
+def _default_crop(fields: dict[str, Any]) -> Literal["random", "center"]:
+    return "center" if isinstance(fields.get("train"), TarConfig) else "random"
 
 
 class DataConfig(DataSection):
-    """Sources and transforms. Every image ends as float32 RGB in [-1, 1] of side `image_size`."""
+    """Sources and transforms. Every image or frame ends as float32 RGB in [-1, 1] of side `image_size`."""
 
     train: SourceConfig
     validation: SourceConfig | None = None
@@ -65,15 +128,35 @@ class DataConfig(DataSection):
     resize: Literal["pil", "cv2", "none"] = "pil"
     """Convention of the short-side resize: pil (antialiased), cv2 (not antialiased), or none: crop from the original
     pixels, enlarging only what is smaller than the crop."""
-    crop: Literal["random", "center"] = "random"
-    """Of the training images; validation never crops randomly."""
+    crop: Literal["random", "center"] = Field(default_factory=_default_crop)
+    """Of the training images; validation never crops randomly. By default central for tars, as the published runs on
+    them were, and random for all other sources."""
     flip: bool = False
     """Mirror training images left to right with probability one half."""
     exif_rotate: bool = False
     """Turn images upright by their EXIF tag. Off: pixels stay in stored order, which published figures rest on."""
+    reduced_jpeg_decode: bool = False
+    """Decode a JPEG at 1/2, 1/4 or 1/8 of its size if that is still as large as needed: faster, but other pixels."""
     workers: NonNegativeInt = 8
     """Grain worker processes of the training input; 0 decodes in threads of the main process."""
+    read_threads: PositiveInt = 1
+    """Batches that each worker process reads at a time; more hide the waiting for an object store."""
     max_bad_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.001
     """Undecodable files are reported, counted and skipped up to this fraction of the source."""
     cache: bool = False
     """Keep decoded and resized images in memory, in each worker process its own: for small sets only."""
+
+    @model_validator(mode="after")
+    def _check_videos(self) -> Self:
+        sources = [source for source in (self.train, self.validation) if source is not None]
+        videos = [isinstance(source, VideoFolderConfig) for source in sources]
+        if any(videos) and not all(videos):
+            raise ValueError("train and validation must both be videos or both be images")
+        if any(videos) and self.cache:
+            raise ValueError("cache keeps single images; set it to false for videos")
+        return self
+
+    @property
+    def is_video(self) -> bool:
+        """Whether the sources give clips; a batch then has `video` instead of `image`."""
+        return isinstance(self.train, VideoFolderConfig)

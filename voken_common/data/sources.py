@@ -7,13 +7,32 @@ it holds names, not images. Nothing here decodes, resizes or shuffles.
 from __future__ import annotations
 
 import abc
+import dataclasses
 import math
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from voken_common.data.schema import ImageFolderConfig, ListFileConfig, SkimageConfig, SourceConfig, TFDSConfig
+from voken_common.data.schema import (
+    ImageFolderConfig,
+    ImageNetTarConfig,
+    ListFileConfig,
+    SkimageConfig,
+    SourceConfig,
+    TarConfig,
+    TFDSConfig,
+    VideoFolderConfig,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Neighbouring samples of a source that together make up a given share of training."""
+
+    start: int
+    length: int
+    weight: float
 
 
 class ImageSource(abc.ABC):
@@ -47,6 +66,14 @@ class ImageSource(abc.ABC):
         """Where a crop that is not random lies, (0, 0) top left to (1, 1) bottom right; None: in the centre."""
         return None
 
+    def shares(self) -> tuple[Share, ...] | None:
+        """Parts of the source that training mixes by weight; None: every sample counts the same."""
+        return None
+
+    def order_fingerprint(self) -> int | None:
+        """A number that changes with whatever else than the length decides which sample an index is."""
+        return None
+
     def evaluation_index(self, rank: int) -> int:
         """Sample at place `rank` of the evaluation order, a permutation of which every beginning is representative.
 
@@ -78,7 +105,7 @@ def build_source(config: SourceConfig) -> ImageSource:
         case ImageFolderConfig():
             from voken_common.data.files import ImageFolder
 
-            return ImageFolder(config.path, exclude=config.exclude)
+            return ImageFolder(config.path, exclude=config.exclude, list_cache=config.list_cache)
         case ListFileConfig():
             from voken_common.data.files import ListFile
 
@@ -91,4 +118,16 @@ def build_source(config: SourceConfig) -> ImageSource:
             from voken_common.data.photographs import Photographs
 
             return Photographs(config.region, crops=config.crops)
+        case TarConfig():
+            from voken_common.data.tar_source import TarSource
+
+            return TarSource(config)
+        case ImageNetTarConfig():
+            from voken_common.data.imagenet_tar import ImageNetTar
+
+            return ImageNetTar(config)
+        case VideoFolderConfig():
+            from voken_common.data.video import VideoFolder
+
+            return VideoFolder(config)
     raise AssertionError(config)

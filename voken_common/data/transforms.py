@@ -4,7 +4,7 @@ Two conventions of the short-side resize are in use among published tokenizers, 
 that figures can be compared: `pil` (bilinear with antialiasing) and `cv2` (bilinear in fixed point, no antialiasing).
 
 Shape letters: b = batch, h w and H W = height and width before and after, s = side of the square that the network
-sees, c = channels.
+sees, c = channels, *t = frames of a clip, or nothing.
 """
 
 from __future__ import annotations
@@ -108,7 +108,9 @@ def _bilinear_taps(
     return np.clip(first, 0, length - 1), np.clip(first + 1, 0, length - 1), a0, a1
 
 
-def center_crop(image: UInt8[np.ndarray, "h w 3"], size: int, convention: Convention) -> UInt8[np.ndarray, "s s 3"]:
+def center_crop(
+    image: UInt8[np.ndarray, "*t h w 3"], size: int, convention: Convention
+) -> UInt8[np.ndarray, "*t s s 3"]:
     """Central square. The offset is (side - size) / 2, rounded half to even by `pil` (and `none`), down by `cv2`.
 
     Raises:
@@ -116,7 +118,7 @@ def center_crop(image: UInt8[np.ndarray, "h w 3"], size: int, convention: Conven
     """
     spare = _spare(image, size)
     top, left = (s // 2 if convention == "cv2" else round(s / 2) for s in spare)
-    return image[top : top + size, left : left + size]
+    return image[..., top : top + size, left : left + size, :]
 
 
 def crop_at(image: UInt8[np.ndarray, "h w 3"], size: int, position: tuple[float, float]) -> UInt8[np.ndarray, "s s 3"]:
@@ -130,8 +132,8 @@ def crop_at(image: UInt8[np.ndarray, "h w 3"], size: int, position: tuple[float,
 
 
 def random_crop(
-    image: UInt8[np.ndarray, "h w 3"], size: int, generator: np.random.Generator
-) -> UInt8[np.ndarray, "s s 3"]:
+    image: UInt8[np.ndarray, "*t h w 3"], size: int, generator: np.random.Generator
+) -> UInt8[np.ndarray, "*t s s 3"]:
     """Square at a uniformly random position; always draws two numbers, so that later draws do not shift.
 
     Raises:
@@ -139,19 +141,19 @@ def random_crop(
     """
     position = generator.random(2)
     top, left = (int(p * (s + 1)) for p, s in zip(position, _spare(image, size), strict=True))
-    return image[top : top + size, left : left + size]
+    return image[..., top : top + size, left : left + size, :]
 
 
-def _spare(image: UInt8[np.ndarray, "h w 3"], size: int) -> tuple[int, int]:
-    height, width = image.shape[:2]
+def _spare(image: UInt8[np.ndarray, "*t h w 3"], size: int) -> tuple[int, int]:
+    height, width = image.shape[-3:-1]
     if min(height, width) < size:
         raise ValueError(f"cannot cut {size}x{size} pixels (height x width) out of {height}x{width}: resize first")
     return height - size, width - size
 
 
-def random_flip(image: UInt8[np.ndarray, "h w 3"], generator: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
+def random_flip(image: UInt8[np.ndarray, "*t h w 3"], generator: np.random.Generator) -> UInt8[np.ndarray, "*t h w 3"]:
     """Mirror left to right with probability one half."""
-    return image[:, ::-1] if generator.random() < 0.5 else image
+    return image[..., ::-1, :] if generator.random() < 0.5 else image
 
 
 def preprocess(image: UInt8[np.ndarray, "h w 3"], size: int, convention: Convention) -> Float32[np.ndarray, "s s 3"]:

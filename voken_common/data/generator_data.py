@@ -1,0 +1,120 @@
+"""What a generator's run reads, whatever trains it: token shards, or images that a frozen tokenizer is to encode."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any, NamedTuple
+
+from voken_common.data.errors import DataError
+from voken_common.data.pipeline import TrainIterator, ValidationBatches, build_train_iterator, build_validation_batches
+from voken_common.data.sources import build_source
+from voken_common.data.token_pipeline import TokenBatches, TokenIterator, build_token_batches, build_token_iterator
+from voken_common.data.token_shards import TokenShardSource
+from voken_common.errors import CheckpointError
+from voken_common.generator_schema import GeneratorConfig
+from voken_common.schema import Config
+
+logger = logging.getLogger("voken")
+
+
+class HeldOut(NamedTuple):
+    """Batches of one process, all of one shape, and the number of samples in those of all processes."""
+
+    batches: TokenBatches | ValidationBatches
+    samples: int
+
+
+def open_training(config: GeneratorConfig, process_index: int, process_count: int) -> TokenIterator | TrainIterator:
+    """The training data: batches of `tokens` and `labels`, or of `image` and `label`.
+
+    Raises:
+        DataError: it is not there, or not what the model is for.
+    """
+    placement: dict[str, Any] = {
+        "batch_size_per_process": config.training.batch_size // process_count,
+        "seed": config.seed,
+        "process_index": process_index,
+        "process_count": process_count,
+    }
+    if config.data.images is not None:
+        images = build_source(config.data.images.train)
+        return build_train_iterator(config.data.images, source=images, **placement)
+    assert config.data.train is not None, "the schema asks for shards or images"
+    return build_token_iterator(config.data, source=open_shards(config, config.data.train), **placement)
+
+
+def describe_training(config: GeneratorConfig, iterator: TokenIterator | TrainIterator) -> str:
+    """One line for the log."""
+    encoded = "" if config.data.images is None else f", encoded by {config.tokenizer}"
+    return f"training on {iterator.source.describe()}{encoded}"
+
+
+def open_held_out(config: GeneratorConfig, process_index: int, process_count: int) -> HeldOut:
+    """The validation data, to be gone through as often as needed: as for training, and `mask` (0 for padding).
+
+    Raises:
+        DataError: none is set, or it is not what the model is for.
+    """
+    validation = config.validation
+    placement: dict[str, Any] = {
+        "batch_size": validation.batch_size // process_count,
+        "process_index": process_index,
+        "process_count": process_count,
+    }
+    if config.data.images is not None:
+        images = build_validation_batches(config.data.images, max_images=validation.max_samples, **placement)
+        return HeldOut(images, images.num_images)
+    source = None if config.data.validation is None else open_shards(config, config.data.validation)
+    tokens = build_token_batches(config.data, max_samples=validation.max_samples, source=source, **placement)
+    return HeldOut(tokens, tokens.num_samples)
+
+
+def open_shards(config: GeneratorConfig, path: str) -> TokenShardSource:
+    """Token shards that fit the model.
+
+    Raises:
+        DataError: they are not there, or of another grid, other vocabularies or more classes.
+    """
+    source = TokenShardSource(path)
+    source.info.require_fits(config.model, path)
+    return source
+
+
+def require_same_tokenizer(config: GeneratorConfig, fingerprint: str) -> None:
+    """Raise DataError unless the shards of a run are of the tokenizer, which has this fingerprint."""
+    for path in (config.data.train, config.data.validation):
+        if path is None:
+            continue
+        made_by = open_shards(config, path).info.tokenizer
+        if made_by.fingerprint != fingerprint:
+            raise DataError(
+                f"{path} holds tokens of tokenizer {made_by.name} ({made_by.reference}), and tokenizer "
+                f"{config.tokenizer} is another one: its pictures would be wrong. Set tokenizer to the one that made "
+                "the tokens, or to null"
+            )
+
+
+def require_fitting_tokenizer(config: GeneratorConfig, tokenizer: Config) -> None:
+    """Raise CheckpointError unless a tokenizer has the generator's codes and, where it encodes, its grid of tokens."""
+    codes, vocabularies = tokenizer.quantizer.codebook_size, config.model.vocabularies
+    if codes != math.prod(vocabularies):
+        raise CheckpointError(
+            f"tokenizer {config.tokenizer} has {codes} codes, model.vocabularies {list(vocabularies)} make "
+            f"{math.prod(vocabularies)}: use the tokenizer that the generator is for, or change model.vocabularies"
+        )
+    images, pixels = config.data.images, tokenizer.model.downsampling
+    if images is not None and images.image_size != config.model.grid * pixels:
+        raise CheckpointError(
+            f"data.images.image_size is {images.image_size}; model.grid {config.model.grid} with the tokenizer's "
+            f"{pixels} pixels per token expects {config.model.grid * pixels}"
+        )
+
+
+def require_known_classes(config: GeneratorConfig, largest_label: int) -> None:
+    """Raise DataError at a label of an image that the model has no class for."""
+    if largest_label >= config.model.classes:
+        raise DataError(
+            f"data.images gives class {largest_label}, model.classes {config.model.classes} expects less: set "
+            "model.classes to the number of classes of the images"
+        )

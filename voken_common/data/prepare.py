@@ -1,0 +1,253 @@
+"""Check text-to-image tars once, before training: `python -m voken_common.data.prepare DIR... --output DIR`.
+
+Every DIR is a set, a folder or URL that holds `webdataset/*.tar` or `*.tar`. For each set NAME the output folder gets
+
+  NAME.index             where each good image lies; what training reads (`data.train.kind: tar`)
+  NAME.samples.json      {tar: number of good images}
+  NAME.filter_keys.json  {tar: [names of bad members]}
+  NAME.report.json       the reasons, and what is wrong with damaged tars
+  NAME.parts/            one file per checked tar, by which an interrupted or repeated run goes on
+
+A tar is checked again only if it or the options changed. Remove NAME.parts to save the space.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tqdm
+
+from voken_common.data import storage
+from voken_common.data.errors import DataError
+from voken_common.data.tar_check import IMAGE_KEYS, CheckOptions, TarReport, check_tar
+from voken_common.data.tar_index import INDEX_SUFFIX, write_index
+from voken_common.data.workers import initialize_worker
+from voken_common.files import replacing
+
+_PART_VERSION = 1
+_SHOWN = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class TarFolder:
+    """A set: its name, where its tars are, and which there are."""
+
+    name: str
+    location: str
+    tars: dict[str, storage.FileInfo]
+
+
+def find_set(directory: str) -> TarFolder:
+    """The tars of a set, in its folder `webdataset` or in itself.
+
+    Raises:
+      DataError: there are none.
+    """
+    top = storage.normalized(directory)
+    inner = storage.join(top, "webdataset")
+    for location in (inner, top):
+        tars = storage.list_files(location, ".tar")
+        if tars:
+            name = os.path.basename(os.path.dirname(top) if os.path.basename(top) == "webdataset" else top)
+            return TarFolder(name, location, tars)
+    raise DataError(f"no tars in {top}: expected {inner}/*.tar or {top}/*.tar")
+
+
+def prepare_set(
+    folder: TarFolder, output: Path, options: CheckOptions, *, workers: int, damaged_tars: str = "keep"
+) -> dict[str, Any]:
+    """Check a set and write its files.
+
+    Args:
+      folder: the set.
+      output: folder for the files.
+      options: what a good image is.
+      workers: processes; 0 checks in this one.
+      damaged_tars: what to do with a tar that is cut or damaged: `keep` the good images before the damage, or `refuse`
+        the whole tar.
+
+    Returns:
+      the contents of the report file.
+
+    Raises:
+      DataError: a tar cannot be read, or no image is good.
+      OSError: the output cannot be written.
+    """
+    parts = output / f"{folder.name}.parts"
+    reports = []
+    todo = []
+    for name, info in folder.tars.items():
+        path = storage.join(folder.location, name)
+        report = _finished(parts / f"{name}.json", path, info, options)
+        if report is None:
+            todo.append(path)
+        else:
+            reports.append(report)
+    total = sum(info.size for info in folder.tars.values())
+    left = sum(folder.tars[os.path.basename(path)].size for path in todo)
+    bar = tqdm.tqdm(total=total, initial=total - left, unit="B", unit_scale=True, desc=folder.name)
+    with bar:
+        for report in _check_all(todo, options, workers):
+            _write_json(parts / f"{report.name}.json", _part(report, options), compact=True)
+            reports.append(report)
+            bar.update(folder.tars[report.name].size)
+            bar.set_postfix(images=sum(len(r.good) for r in reports), bad=sum(len(r.bad) for r in reports))
+    return _write_outputs(folder, output, sorted(reports, key=lambda report: report.name), options, damaged_tars)
+
+
+def _check_all(paths: Sequence[str], options: CheckOptions, workers: int) -> Iterator[TarReport]:
+    if workers == 0 or not paths:
+        for path in paths:
+            yield _check_one(path, options)
+        return
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(workers, len(paths)),
+        # Not fork: the process may hold threads of other libraries.
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=initialize_worker,
+        initargs=(0, workers),
+    )
+    try:
+        futures = {pool.submit(_check_one, path, options): path for path in paths}
+        for future in concurrent.futures.as_completed(futures):
+            try:
+                yield future.result()
+            except concurrent.futures.process.BrokenProcessPool as error:
+                raise DataError(
+                    "a process that checks tars was killed: by want of memory (use fewer --workers), or by an image "
+                    f"that crashes the decoder (then --workers 0 ends at its tar). {sum(f.done() for f in futures)} of "
+                    f"{len(futures)} tars were tried; the same command goes on from there"
+                ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _check_one(path: str, options: CheckOptions) -> TarReport:
+    try:
+        return check_tar(path, options)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}; the same command goes on from here") from (
+            error
+        )
+
+
+def _part(report: TarReport, options: CheckOptions) -> dict[str, Any]:
+    return {"version": _PART_VERSION, "options": dataclasses.asdict(options), "report": report.to_json()}
+
+
+def _finished(part: Path, path: str, info: storage.FileInfo, options: CheckOptions) -> TarReport | None:
+    """The report of an earlier run, if it is about this tar as it is and these options."""
+    try:
+        values = json.loads(part.read_text(encoding="utf-8"))
+        if values["version"] != _PART_VERSION or values["options"] != dataclasses.asdict(options):
+            return None
+        report = TarReport.from_json(values["report"])
+        return report if report.fingerprint.change(path, info) is None else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        # Whatever is wrong with it, checking the tar again mends it.
+        return None
+
+
+def _write_outputs(
+    folder: TarFolder, output: Path, reports: list[TarReport], options: CheckOptions, damaged_tars: str
+) -> dict[str, Any]:
+    damaged = {storage.join(folder.location, report.name): report.damage for report in reports if report.damage}
+    kept = [report for report in reports if not (report.damage and damaged_tars == "refuse")]
+    good = sum(len(report.good) for report in kept)
+    summary = {
+        "set": folder.name,
+        "location": folder.location,
+        "options": dataclasses.asdict(options),
+        "tars": len(reports),
+        "images": sum(len(report.good) + len(report.bad) for report in reports),
+        "good": good,
+        "damaged_tars_are": "kept up to the damage" if damaged_tars == "keep" else "left out",
+        "damaged_tars": damaged,
+        "bad": {report.name: report.bad for report in reports if report.bad},
+    }
+    _write_json(output / f"{folder.name}.report.json", summary)
+    if not good:
+        raise DataError(
+            f"no good image in the {len(reports)} tars of {folder.location}; looked for members that end in "
+            f"{', '.join('.' + key for key in IMAGE_KEYS)}. {_reasons(summary)}"
+        )
+    _write_json(output / f"{folder.name}.samples.json", {report.name: len(report.good) for report in kept})
+    _write_json(output / f"{folder.name}.filter_keys.json", {report.name: sorted(report.bad) for report in kept})
+    write_index(output / f"{folder.name}{INDEX_SUFFIX}", folder.location, [report.indexed for report in kept])
+    return summary
+
+
+def _reasons(summary: dict[str, Any]) -> str:
+    reasons = [f"{path}: {damage}" for path, damage in summary["damaged_tars"].items()]
+    reasons += [f"{tar}: {name}: {why}" for tar, bad in summary["bad"].items() for name, why in bad.items()]
+    return "First problems: " + "; ".join(reasons[:_SHOWN]) if reasons else "There are no images at all"
+
+
+def _write_json(path: Path, values: Any, *, compact: bool = False) -> None:
+    with replacing(path) as file:
+        file.write(json.dumps(values, indent=None if compact else 2).encode() + b"\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m voken_common.data.prepare",
+        description="Check sets of text-to-image tars and write their indices, samples and filter-keys files.",
+    )
+    parser.add_argument("sets", nargs="+", metavar="DIR", help="a set: folder or URL with webdataset/*.tar or *.tar")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the files, one group per set")
+    parser.add_argument("--min-side", type=int, help="images with a side under this many pixels are bad (512)")
+    parser.add_argument("--max-aspect", type=float, help="images with sides of a larger ratio are bad (2)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; 0: check in this one")
+    parser.add_argument(
+        "--damaged-tars",
+        choices=("keep", "refuse"),
+        default="keep",
+        help="a cut or damaged tar: keep the good images before the damage, or leave it out",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 if every set got its files."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if args.workers < 0 or (args.min_side is not None and args.min_side < 1):
+        parser.error("--workers must be at least 0 and --min-side at least 1")
+    if args.max_aspect is not None and not args.max_aspect >= 1:
+        parser.error(f"--max-aspect is the longer side by the shorter one, at least 1; found {args.max_aspect:g}")
+    options = CheckOptions(args.min_side, args.max_aspect)
+    try:
+        folders = [find_set(directory) for directory in args.sets]
+        names = [folder.name for folder in folders]
+        if len(set(names)) < len(names):
+            raise DataError(f"sets must have different names, found {', '.join(names)}: give them different --output")
+        for folder in folders:
+            summary = prepare_set(folder, args.output, options, workers=args.workers, damaged_tars=args.damaged_tars)
+            _print_summary(summary, args.output / f"{folder.name}{INDEX_SUFFIX}")
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _print_summary(summary: dict[str, Any], index: Path) -> None:
+    bad = sum(len(names) for names in summary["bad"].values())
+    print(f"{summary['set']}: {summary['tars']} tars, {summary['good']} good images, {bad} bad: {index}")
+    for path, damage in summary["damaged_tars"].items():
+        print(f"  damaged tar {summary['damaged_tars_are']}: {path}: {damage}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""Files in local folders and in object stores: listing, sizes, reading a range.
+
+A location is a local path or, with `://` in it, a URL for fsspec (`s3://bucket/folder`), which is imported when first
+needed. Credentials and endpoints come from fsspec's own configuration, never from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import IO, Any, cast
+
+from voken_common.data.errors import DataError
+
+_OPEN_FILES = 128
+_TIME_KEYS = ("mtime", "LastModified", "last_modified", "updated", "created")
+
+
+@dataclasses.dataclass(frozen=True)
+class FileInfo:
+    """Bytes of a file, and when it changed in nanoseconds since 1970; 0 where the store does not say."""
+
+    size: int
+    modified: int
+
+
+def is_url(location: str) -> bool:
+    """Whether fsspec has to open it."""
+    return "://" in location
+
+
+def join(folder: str, name: str) -> str:
+    """Location of a file in a folder."""
+    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
+
+
+def normalized(location: str) -> str:
+    """A local path absolute and without `~`, a URL without its last slash."""
+    return location.rstrip("/") if is_url(location) else str(Path(location).expanduser().absolute())
+
+
+def list_files(folder: str, suffix: str) -> dict[str, FileInfo] | None:
+    """The files directly in a folder whose names end like this, sorted by name; None: there is no such folder.
+
+    Raises:
+      DataError: the store cannot be opened or refuses.
+    """
+    if is_url(folder):
+        return _list_remote(folder, suffix)
+    if not os.path.isdir(folder):
+        return None
+    with os.scandir(folder) as entries:
+        found = {e.name: e.stat() for e in entries if e.name.endswith(suffix) and e.is_file() and e.name[0] != "."}
+    return {name: FileInfo(found[name].st_size, found[name].st_mtime_ns) for name in sorted(found)}
+
+
+def file_info(path: str) -> FileInfo:
+    """Size and time of one file.
+
+    Raises:
+      OSError: it is not there.
+    """
+    if is_url(path):
+        system, inner = _file_system(path)
+        return _info(system.info(inner))
+    found = os.stat(path)
+    return FileInfo(found.st_size, found.st_mtime_ns)
+
+
+def read_range(path: str, start: int, size: int) -> bytes:
+    """`size` bytes from `start` on, fewer where the file ends before; safe in threads.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    if is_url(path):
+        system, inner = _file_system(path)
+        return cast(bytes, system.cat_file(inner, start=start, end=start + size))
+    handle = _handles.get(path)
+    data = os.pread(handle.descriptor, size, start)
+    while len(data) < size and (more := os.pread(handle.descriptor, size - len(data), start + len(data))):
+        data += more
+    return data
+
+
+def open_reading(path: str) -> IO[bytes]:
+    """A seekable file for reading from front to back.
+
+    Raises:
+      OSError: it is not there.
+    """
+    if is_url(path):
+        system, inner = _file_system(path)
+        return cast(IO[bytes], system.open(inner, "rb"))
+    return open(path, "rb")
+
+
+def _list_remote(folder: str, suffix: str) -> dict[str, FileInfo] | None:
+    system, inner = _file_system(folder)
+    try:
+        entries = system.ls(inner, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except Exception as error:
+        raise DataError(f"cannot list {folder}: {error}") from error
+    named = {os.path.basename(entry["name"]): entry for entry in entries if entry["type"] == "file"}
+    return {name: _info(named[name]) for name in sorted(named) if name.endswith(suffix) and name[0] != "."}
+
+
+def _info(entry: dict[str, Any]) -> FileInfo:
+    time = next((entry[key] for key in _TIME_KEYS if key in entry), 0)
+    if isinstance(time, datetime.datetime):
+        time = time.timestamp()
+    return FileInfo(int(entry["size"]), int(time * 1e9) if isinstance(time, int | float) else 0)
+
+
+@functools.lru_cache(maxsize=256)
+def _store(root: str) -> Any:
+    try:
+        import fsspec
+    except ImportError as error:
+        raise DataError(f"reading {root} needs fsspec, which is not installed: pip install 'voken[data]'") from error
+    try:
+        return fsspec.core.url_to_fs(root)[0]
+    except (ImportError, ValueError) as error:
+        raise DataError(f"fsspec cannot open {root}: {error}") from error
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    """The file system of a URL and the path in it."""
+    protocol, _, rest = url.partition("://")
+    system = _store(f"{protocol}://{rest.split('/')[0]}")
+    return system, system._strip_protocol(url)
+
+
+class _Handle:
+    """An open file, closed when the last thread that reads from it lets go."""
+
+    def __init__(self, path: str):
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+class _Handles:
+    """The files read last, kept open: opening costs a round trip on a network file system."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[str, _Handle] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, path: str) -> _Handle:
+        with self._lock:
+            handle = self._open.pop(path, None)
+        if handle is None:
+            handle = _Handle(path)
+        with self._lock:
+            self._open[path] = handle
+            while len(self._open) > _OPEN_FILES:
+                self._open.popitem(last=False)
+        return handle
+
+
+_handles = _Handles()

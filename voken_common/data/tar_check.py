@@ -1,0 +1,147 @@
+"""What a tar holds: which of its images are good, where they lie, and why the others are not."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import warnings
+from typing import Any
+
+from PIL import Image
+
+from voken_common.data import storage
+from voken_common.data.decode import reason_of, to_rgb
+from voken_common.data.samples import MAX_ASPECT
+from voken_common.data.tar_format import TarDamageError, TarMember, walk_tar
+from voken_common.data.tar_index import Fingerprint, IndexedTar
+
+IMAGE_KEYS = ("jpg", "jpeg.jpg", "jpg.jpg", "png", "webp")
+"""What follows the first dot of a member's name, in lower case, if it is an image; of one sample the first is taken."""
+_LARGEST = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckOptions:
+    """What a good image is, apart from decoding without a warning."""
+
+    min_side: int | None = None
+    max_aspect: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TarReport:
+    """One tar, checked. `bad` gives the reason for each bad member, `damage` what is wrong with the tar itself."""
+
+    name: str
+    fingerprint: Fingerprint
+    good: tuple[TarMember, ...]
+    bad: dict[str, str]
+    damage: str | None
+
+    @property
+    def indexed(self) -> IndexedTar:
+        """The tar as the index lists it."""
+        return IndexedTar(self.name, self.fingerprint, self.good)
+
+    def to_json(self) -> dict[str, Any]:
+        """As values that JSON knows."""
+        return {
+            "name": self.name,
+            "fingerprint": dataclasses.astuple(self.fingerprint),
+            "good": [dataclasses.astuple(member) for member in self.good],
+            "bad": self.bad,
+            "damage": self.damage,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> TarReport:
+        """Inverse of `to_json`.
+
+        Raises:
+          KeyError, TypeError, ValueError: it is none.
+        """
+        good = tuple(TarMember(*member) for member in values["good"])
+        fingerprint = Fingerprint(*values["fingerprint"])
+        return cls(values["name"], fingerprint, good, dict(values["bad"]), values["damage"])
+
+
+def sample_key(name: str) -> tuple[str, str]:
+    """A member's sample and what it is of it: `a/b.jpeg.jpg` is the `jpeg.jpg` of the sample `a/b`."""
+    folder, base = os.path.split(name)
+    stem, _, extension = base.partition(".")
+    return os.path.join(folder, stem), extension.lower()
+
+
+def check_tar(path: str, options: CheckOptions) -> TarReport:
+    """Read a tar from front to back and decode every image in it.
+
+    Args:
+      path: local path or URL.
+      options: what a good image is.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    fingerprint = Fingerprint.of(path)
+    images: dict[str, tuple[int, TarMember, str | None]] = {}
+    damage = None
+    with storage.open_reading(path) as file:
+        try:
+            for member in walk_tar(file, fingerprint.size):
+                sample, extension = sample_key(member.name)
+                if extension not in IMAGE_KEYS or not os.path.basename(sample):
+                    continue
+                rank = IMAGE_KEYS.index(extension)
+                # A name that comes again replaces the earlier one, as it does when a tar is unpacked.
+                if sample not in images or rank <= images[sample][0]:
+                    images[sample] = (rank, member, _check_member(file, member, options))
+        except TarDamageError as error:
+            damage = str(error)
+    good = tuple(member for _, member, reason in images.values() if reason is None)
+    bad = {member.name: reason for _, member, reason in images.values() if reason is not None}
+    good = tuple(sorted(good, key=lambda member: member.start))
+    return TarReport(os.path.basename(path), fingerprint, good, bad, damage)
+
+
+def _check_member(file: Any, member: TarMember, options: CheckOptions) -> str | None:
+    if member.size > _LARGEST:
+        return f"an image of {member.size} bytes"
+    file.seek(member.start)
+    return image_problem(file.read(member.size), options)
+
+
+def image_problem(data: bytes, options: CheckOptions) -> str | None:
+    """Why an image is not good; None: it is.
+
+    Bad are images that do not decode to RGB, or warn while they do, or are too small or too long. Not safe in threads:
+    the filter of warnings is that of the whole process.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                if problem := _shape_problem(image.size, options):
+                    return problem
+                image.load()
+                # Of a palette with transparency this is where Pillow warns; training decodes it without.
+                if image.mode != "RGB":
+                    image.convert("RGB")
+                to_rgb(image)
+        except Warning as warning:
+            return f"warning: {warning}"
+        except Exception as error:
+            # As in decode_image: damaged files make the decoders raise nearly anything.
+            return reason_of(error)
+    return None
+
+
+def _shape_problem(size: tuple[int, int], options: CheckOptions) -> str | None:
+    short, long = sorted(size)
+    if long > MAX_ASPECT * short:
+        return f"{size[1]}x{size[0]} pixels: sides differ by more than {MAX_ASPECT}"
+    if options.min_side is not None and short < options.min_side:
+        return f"{size[1]}x{size[0]} pixels: a side is under {options.min_side}"
+    if options.max_aspect is not None and long > options.max_aspect * short:
+        return f"{size[1]}x{size[0]} pixels: sides differ by more than {options.max_aspect:g}"
+    return None

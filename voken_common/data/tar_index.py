@@ -1,0 +1,189 @@
+"""The index of a set of tars: where each good image lies, so that any can be read without reading the others.
+
+38 bytes and the name per image, mapped into memory. `python -m voken_common.data.prepare` writes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from voken_common.data import storage
+from voken_common.data.array_file import ArrayFileError, StringTable, map_arrays, pack_strings, write_arrays
+from voken_common.data.errors import DataError
+from voken_common.data.tar_format import BLOCK, TarMember
+
+INDEX_SUFFIX = ".index"
+_VERSION = 1
+_HEAD = 4096
+_AGAIN = "run `python -m voken_common.data.prepare` on the set again, which checks only the tars that changed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Fingerprint:
+    """By what a changed tar is recognised: its size, and its first bytes if its time changed."""
+
+    size: int
+    modified: int
+    head_crc: int
+
+    @classmethod
+    def of(cls, path: str) -> Fingerprint:
+        """Of a tar as it is now.
+
+        Raises:
+          OSError: it cannot be read.
+        """
+        info = storage.file_info(path)
+        return cls(info.size, info.modified, zlib.crc32(storage.read_range(path, 0, min(_HEAD, info.size))))
+
+    def change(self, path: str, now: storage.FileInfo) -> str | None:
+        """What is different at `path` now; a copy with another time but the same first bytes is not.
+
+        Raises:
+          OSError: it cannot be read.
+        """
+        if now.size != self.size:
+            return f"has {now.size} bytes, had {self.size}"
+        if now.modified == self.modified or not (now.modified and self.modified):
+            return None
+        head = storage.read_range(path, 0, min(_HEAD, now.size))
+        return None if zlib.crc32(head) == self.head_crc else "begins with other bytes"
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexedTar:
+    """A tar and its good images, in the order in which they lie."""
+
+    name: str
+    fingerprint: Fingerprint
+    members: Sequence[TarMember]
+
+
+def write_index(path: str | Path, location: str, tars: Sequence[IndexedTar]) -> None:
+    """Write the index of the tars of a folder or URL.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    members = [member for tar in tars for member in tar.members]
+    name_bytes, name_ends = pack_strings(member.name for member in members)
+    arrays: dict[str, np.ndarray] = {
+        "first": np.cumsum([0, *(len(tar.members) for tar in tars)], dtype=np.int64),
+        "start": np.array([member.start for member in members], np.int64),
+        "size": np.array([member.size for member in members], np.uint32),
+        "header_crc": np.array([member.header_crc for member in members], np.uint32),
+        "name_bytes": name_bytes,
+        "name_ends": name_ends,
+        "tar_size": np.array([tar.fingerprint.size for tar in tars], np.int64),
+        "tar_modified": np.array([tar.fingerprint.modified for tar in tars], np.int64),
+        "tar_head_crc": np.array([tar.fingerprint.head_crc for tar in tars], np.uint32),
+    }
+    write_arrays(path, arrays, {"version": _VERSION, "location": location, "tars": [tar.name for tar in tars]})
+
+
+class TarIndex:
+    """An opened index; see `write_index`.
+
+    Args:
+      path: the `.index` file.
+      location: where the tars are now; None: where they were when they were indexed.
+
+    Raises:
+      DataError: no such file, or a damaged one.
+    """
+
+    def __init__(self, path: str, location: str | None = None):
+        self.path = str(Path(path).expanduser())
+        try:
+            arrays, about = map_arrays(self.path)
+            if about["version"] != _VERSION:
+                raise DataError(f"tar index {self.path} has version {about['version']}, expected {_VERSION}: {_AGAIN}")
+            self.location: str = storage.normalized(location or about["location"])
+            self.tars: tuple[str, ...] = tuple(about["tars"])
+            self._names = StringTable.of_arrays(arrays["name_bytes"], arrays["name_ends"])
+            self._first, self._start, self._size = arrays["first"], arrays["start"], arrays["size"]
+            self._header_crc = arrays["header_crc"]
+            self._fingerprints = (arrays["tar_size"], arrays["tar_modified"], arrays["tar_head_crc"])
+            self._check_lengths()
+        except OSError as error:
+            raise DataError(
+                f"no tar index at {self.path}: {error.strerror}. Write it with "
+                "`python -m voken_common.data.prepare SET --output FOLDER` and name FOLDER/SET.index"
+            ) from error
+        except (ArrayFileError, KeyError, TypeError) as error:
+            raise DataError(f"tar index {self.path}: {error}; {_AGAIN}") from error
+
+    def _check_lengths(self) -> None:
+        count = len(self._start)
+        columns = {len(self._size), len(self._header_crc), len(self._names), int(self._first[-1])}
+        if columns != {count} or {len(column) for column in self._fingerprints} != {len(self.tars)}:
+            raise ArrayFileError("its columns have different lengths")
+
+    def __reduce__(self) -> tuple[type[TarIndex], tuple[str, str]]:
+        return TarIndex, (self.path, self.location)
+
+    def __len__(self) -> int:
+        return len(self._start)
+
+    def tar_number(self, index: int) -> int:
+        """In which of `tars` an image lies."""
+        return int(np.searchsorted(self._first, index, side="right")) - 1
+
+    def images_of(self, number: int) -> range:
+        """The images of a tar."""
+        return range(int(self._first[number]), int(self._first[number + 1]))
+
+    def name(self, index: int) -> str:
+        """Member name of an image."""
+        return self._names[index]
+
+    def tar_path(self, number: int) -> str:
+        """Path or URL of a tar."""
+        return storage.join(self.location, self.tars[number])
+
+    def read(self, index: int) -> bytes:
+        """The encoded image.
+
+        Raises:
+          OSError: the tar cannot be read.
+          DataError: what lies there is not the member that was indexed.
+        """
+        start, size = int(self._start[index]), int(self._size[index])
+        path = self.tar_path(self.tar_number(index))
+        data = storage.read_range(path, start - BLOCK, BLOCK + size)
+        if len(data) != BLOCK + size or zlib.crc32(data[:BLOCK]) != int(self._header_crc[index]):
+            raise DataError(
+                f"{path} changed since {self.path} was written: {self.name(index)!r} is not at byte {start} any more; "
+                f"{_AGAIN}"
+            )
+        return data[BLOCK:]
+
+    def check(self) -> None:
+        """Compare the tars that are there with those that were indexed.
+
+        Raises:
+          DataError: some are missing or changed.
+        """
+        there = storage.list_files(self.location, ".tar")
+        if there is None:
+            raise DataError(
+                f"tar index {self.path}: no folder {self.location}, where the tars are expected; if they moved, name "
+                "the place in `location` of the set"
+            )
+        problems = []
+        for number, name in enumerate(self.tars):
+            if name not in there:
+                problems.append(f"{self.tar_path(number)} is missing")
+                continue
+            size, modified, crc = (int(column[number]) for column in self._fingerprints)
+            if change := Fingerprint(size, modified, crc).change(self.tar_path(number), there[name]):
+                problems.append(f"{self.tar_path(number)} {change}")
+        if problems:
+            shown = "".join(f"\n  {problem}" for problem in problems[:5])
+            more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
+            raise DataError(f"tars changed since {self.path} was written:{shown}{more}\n{_AGAIN}")

@@ -1,0 +1,124 @@
+"""Sets of text-to-image tars, read at random through their indices."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from voken_common.data.errors import DataError
+from voken_common.data.schema import TarConfig, TarSetConfig
+from voken_common.data.sources import ImageSource, Share
+from voken_common.data.tar_check import sample_key
+from voken_common.data.tar_index import TarIndex
+
+
+class TarSet:
+    """One set: its index, less what a filter-keys file names.
+
+    Raises:
+      DataError: the index or the filter-keys file cannot be read, or nothing is left.
+    """
+
+    def __init__(self, config: TarSetConfig):
+        self.index = TarIndex(config.index, config.location)
+        self._kept = None if config.filter_keys is None else _kept(self.index, config.filter_keys)
+
+    def __len__(self) -> int:
+        return len(self.index) if self._kept is None else len(self._kept)
+
+    def member(self, rank: int) -> int:
+        """Number in the index of the image at this place among those that are kept."""
+        return rank if self._kept is None else int(self._kept[rank])
+
+
+class TarSource(ImageSource):
+    """The images of all sets, one set after the other; captions and labels are not read.
+
+    Raises:
+      DataError: a set cannot be opened, or its tars are not those that were indexed.
+    """
+
+    def __init__(self, config: TarConfig, *, check: bool = True):
+        self._config = config
+        self._sets = [TarSet(entry) for entry in config.sets]
+        self._ends = np.cumsum([len(part) for part in self._sets])
+        for entry, part in zip(config.sets, self._sets, strict=True):
+            if not len(part):
+                raise DataError(f"no images are left of the set {entry.index}")
+            if check:
+                part.index.check()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Worker processes map the same files again; the main process has checked them.
+        return _opened, (self._config,)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def _find(self, index: int) -> tuple[TarIndex, int]:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        part = self._sets[number]
+        return part.index, part.member(index - int(self._ends[number]) + len(part))
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """The encoded image, and class 0."""
+        tars, member = self._find(index)
+        return tars.read(member), 0
+
+    def key(self, index: int) -> str:
+        """Path of the tar and name of the member."""
+        tars, member = self._find(index)
+        return f"{tars.tar_path(tars.tar_number(member))}:{tars.name(member)}"
+
+    def describe(self) -> str:
+        """One line for the log."""
+        sets = [
+            f"{os.path.basename(entry.index)} {len(part)}{'' if entry.weight is None else f' x{entry.weight:g}'}"
+            for entry, part in zip(self._config.sets, self._sets, strict=True)
+        ]
+        tars = sum(len(part.index.tars) for part in self._sets)
+        return f"{tars} tars of {len(self._sets)} sets: {len(self)} images ({', '.join(sets)})"
+
+    def shares(self) -> tuple[Share, ...] | None:
+        """The sets and their weights; None if they have none."""
+        if self._config.sets[0].weight is None:
+            return None
+        starts = [0, *self._ends[:-1].tolist()]
+        weights = [entry.weight for entry in self._config.sets if entry.weight is not None]
+        return tuple(Share(s, len(p), w) for s, p, w in zip(starts, self._sets, weights, strict=True))
+
+    def order_fingerprint(self) -> int:
+        """CRC-32 of what the order of training is made of: lengths and weights of the sets, in their order."""
+        parts = [(len(p), entry.weight) for p, entry in zip(self._sets, self._config.sets, strict=True)]
+        return zlib.crc32(json.dumps(parts).encode())
+
+
+def _opened(config: TarConfig) -> TarSource:
+    return TarSource(config, check=False)
+
+
+def _kept(index: TarIndex, path: str) -> Int64[np.ndarray, " n"]:
+    """Numbers of the images that a filter-keys file does not name, by member name or by sample; exactly."""
+    try:
+        values = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read the filter-keys file {path}: {error}") from error
+    if not isinstance(values, dict) or not all(isinstance(names, list) for names in values.values()):
+        raise DataError(f"filter-keys file {path}: expected a JSON object of lists, {{tar: [names of bad members]}}")
+    bad = {os.path.basename(tar): frozenset(names) for tar, names in values.items()}
+    kept: list[int] = []
+    for number, tar in enumerate(index.tars):
+        kept += _kept_of_tar(index, index.images_of(number), bad.get(tar, frozenset()))
+    return np.array(kept, np.int64)
+
+
+def _kept_of_tar(index: TarIndex, images: Sequence[int], bad: frozenset[str]) -> Sequence[int]:
+    if not bad:
+        return images
+    return [i for i in images if not bad & {index.name(i), sample_key(index.name(i))[0]}]

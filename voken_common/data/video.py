@@ -1,0 +1,161 @@
+"""Folders of videos, and single clips out of them by frame number, through PyAV.
+
+Which frames a video has is read off its packets, not its header, which may lie or say nothing; a frame is found by its
+time stamp after a seek to the key frame before it. Where that does not work out, the video is decoded from its start.
+
+Shape letters: t = frames of a clip, h w = height and width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from voken_common.data.errors import DataError, ImageDecodeError
+from voken_common.data.files import MediaFolder
+from voken_common.data.listing import Medium
+from voken_common.data.schema import VideoFolderConfig
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v")
+
+_EXPECTED_TREE = """\
+  {root}/                      or   {root}/
+    ApplyEyeMakeup/                   first.mp4
+      v_ApplyEyeMakeup_g01_c01.avi    second.webm
+    ApplyLipstick/                    ...
+      ...                           (flat: one class)
+  (one folder per class)"""
+_KNOWN_VIDEOS = 4096
+
+
+class VideoFolder(MediaFolder):
+    """A folder of videos in classes or flat; a sample is a video, of which loaders take a clip.
+
+    Raises:
+      DataError: PyAV is not installed; there is no such folder, or no videos in it.
+    """
+
+    medium = Medium("video", VIDEO_SUFFIXES, _EXPECTED_TREE)
+
+    def __init__(self, config: VideoFolderConfig):
+        try:
+            import av as av
+        except ImportError as error:
+            raise DataError("reading videos needs PyAV, which is not installed: pip install 'voken[data]'") from error
+        super().__init__(config.path, exclude=config.exclude, list_cache=config.list_cache)
+        self.config = config
+
+    def label(self, index: int) -> int:
+        """Class of a video."""
+        return int(self._labels[index])
+
+
+class ClipReader:
+    """Reads clips of videos; remembers the time stamps of videos it met, so that only the first clip costs a scan."""
+
+    def __init__(self) -> None:
+        self._times: dict[str, list[int] | int] = {}
+
+    def frames(self, path: str) -> int:
+        """Number of frames of a video.
+
+        Raises:
+          ImageDecodeError: it cannot be opened, or has no video.
+        """
+        known = self._timeline(path)
+        return known if isinstance(known, int) else len(known)
+
+    def read(self, path: str, numbers: list[int]) -> list[UInt8[np.ndarray, "h w 3"]]:
+        """The frames of these numbers, which do not descend.
+
+        Raises:
+          ImageDecodeError: the video is damaged or has fewer frames.
+        """
+        known = self._timeline(path)
+        try:
+            if isinstance(known, list):
+                wanted = [known[number] for number in numbers]
+                if (found := _by_time(path, wanted)) is not None:
+                    return found
+            return _by_number(path, numbers)
+        except ImageDecodeError:
+            raise
+        except Exception as error:
+            # As for images: damaged files make FFmpeg and PyAV raise nearly anything.
+            raise ImageDecodeError(f"{path}: {_reason(error)}") from error
+
+    def _timeline(self, path: str) -> list[int] | int:
+        """Time stamps of the frames in the order in which they are shown, or only their number if they have none."""
+        if path not in self._times:
+            if len(self._times) >= _KNOWN_VIDEOS:
+                self._times.pop(next(iter(self._times)))
+            try:
+                self._times[path] = _scan(path)
+            except ImageDecodeError:
+                raise
+            except Exception as error:
+                raise ImageDecodeError(f"{path}: {_reason(error)}") from error
+        return self._times[path]
+
+
+def _open(path: str) -> tuple[Any, Any]:
+    import av
+
+    container = av.open(path, metadata_errors="ignore")
+    if not container.streams.video:
+        container.close()
+        raise ImageDecodeError(f"{path}: it has no video stream")
+    stream = container.streams.video[0]
+    # Worker processes share the cores already.
+    stream.thread_type = "NONE"
+    return container, stream
+
+
+def _scan(path: str) -> list[int] | int:
+    container, stream = _open(path)
+    with container:
+        packets = [(packet.pts, packet.is_discard) for packet in container.demux(stream) if packet.size]
+    if not packets:
+        raise ImageDecodeError(f"{path}: it has no frames")
+    times = sorted(time for time, discarded in packets if time is not None and not discarded)
+    if len(times) == len(packets) == len(set(times)):
+        return times
+    container, stream = _open(path)
+    with container:
+        return sum(1 for _ in container.decode(stream))
+
+
+def _by_time(path: str, wanted: list[int]) -> list[UInt8[np.ndarray, "h w 3"]] | None:
+    """The frames with these time stamps; None if seeking does not lead to them."""
+    container, stream = _open(path)
+    found: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
+    needed = set(wanted)
+    with container:
+        container.seek(wanted[0], stream=stream, backward=True)
+        for frame in container.decode(stream):
+            if frame.pts in needed:
+                found[frame.pts] = frame.to_ndarray(format="rgb24")
+            if len(found) == len(needed) or frame.pts is None or frame.pts > wanted[-1]:
+                break
+    return [found[time] for time in wanted] if len(found) == len(needed) else None
+
+
+def _by_number(path: str, numbers: list[int]) -> list[UInt8[np.ndarray, "h w 3"]]:
+    container, stream = _open(path)
+    found: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
+    needed = set(numbers)
+    count = 0
+    with container:
+        for count, frame in enumerate(container.decode(stream), start=1):
+            if count - 1 in needed:
+                found[count - 1] = frame.to_ndarray(format="rgb24")
+            if len(found) == len(needed):
+                return [found[number] for number in numbers]
+    raise ImageDecodeError(f"{path}: only {count} frames decode, frame {numbers[-1]} was to be read")
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return f"not a video that decodes: {text}"
