@@ -21,7 +21,9 @@ from voken_torch.models.transformer import (
     DEVIATION,
     Block,
     KeysValues,
+    Linear,
     Modulation,
+    Position,
     RMSNorm,
     Rotary,
     empty_caches,
@@ -83,7 +85,7 @@ class ModulatedNorm(nn.Module):
 
 def head(width: int, codes: int) -> nn.Linear:
     """The last layer, zero at the start."""
-    layer = nn.Linear(width, codes, bias=False)
+    layer = Linear(width, codes, bias=False)
     nn.init.zeros_(layer.weight)
     return layer
 
@@ -152,16 +154,16 @@ class Factorized(_Generator):
         return Prepared(condition, None, None, rotary_table(self.config, condition))
 
     def position(
-        self, prepared: Prepared, x: Float[Tensor, "B 1 C"], caches: list[KeysValues], number: int, choose: Choose
+        self, prepared: Prepared, x: Float[Tensor, "B 1 C"], caches: list[KeysValues], number: Position, choose: Choose
     ) -> Int[Tensor, "B 2"]:
         """Generate the sub-tokens of one position from the features of the one before it."""
         table = prepared.table
-        hidden = run_cached(self.spatial_blocks, x, table.rows(number, number + 1), caches, number)
+        hidden = run_cached(self.spatial_blocks, x, table.row(number), caches, number)
         inner = empty_caches(self.config, self.config.factorized_layers, x.shape[0], 2, hidden, caches[0].keys.dtype)
         chosen: list[Tensor] = []
         for i, layer in enumerate(self.head):
             step = hidden if i == 0 else self.pre_emb(chosen[0])[:, None]
-            out = run_cached(self.factorized_blocks, step, table.rows(i, i + 1), inner, i)
+            out = run_cached(self.factorized_blocks, step, table.row(i), inner, i)
             chosen.append(choose(at_least_float32(layer(self.norm(out))[:, 0]), i))
         return torch.stack(chosen, dim=-1)
 
@@ -196,12 +198,11 @@ class Adaptive(_Generator):
         return Prepared(condition, modulations, self.head_nm.parts(condition), rotary_table(self.config, condition))
 
     def position(
-        self, prepared: Prepared, x: Float[Tensor, "B 1 C"], caches: list[KeysValues], number: int, choose: Choose
+        self, prepared: Prepared, x: Float[Tensor, "B 1 C"], caches: list[KeysValues], number: Position, choose: Choose
     ) -> Int[Tensor, "B 1"]:
         """Generate the token of one position from the features of the one before it."""
         assert prepared.head_parts is not None
-        rows = prepared.table.rows(number, number + 1)
-        hidden = run_cached(self.blocks, x, rows, caches, number, prepared.modulations)
+        hidden = run_cached(self.blocks, x, prepared.table.row(number), caches, number, prepared.modulations)
         logits = self.head(self.head_nm(hidden, prepared.head_parts))
         return choose(at_least_float32(logits[:, 0]), 0)[:, None]
 

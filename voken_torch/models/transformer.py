@@ -19,6 +19,19 @@ from voken_torch.models.layers import at_least_float32
 
 EPSILON = 1e-5
 DEVIATION = 0.02
+FEW_ROWS = 16
+"""So many rows or fewer are multiplied with the weights on the left, on a CPU; see `Linear`."""
+
+
+Position = int | Tensor
+"""Number of a position: an int, or a (1,) tensor of int64 where one program has to serve all positions."""
+
+
+def at(values: Tensor, dim: int, position: Position) -> Tensor:
+    """The entry of a position along one axis, which stays with length 1."""
+    if isinstance(position, int):
+        return values.narrow(dim, position, 1)
+    return values.index_select(dim, position)
 
 
 class Rotary(NamedTuple):
@@ -31,12 +44,27 @@ class Rotary(NamedTuple):
         """Some of the rows."""
         return Rotary(self.cosine[start:stop], self.sine[start:stop])
 
+    def row(self, position: Position) -> Rotary:
+        """The row of one position."""
+        return Rotary(*(at(part, 0, position) for part in self))
+
 
 class KeysValues(NamedTuple):
     """Keys and values of every position of one layer, written in place as positions are visited."""
 
     keys: Float[Tensor, "B N T H"]
     values: Float[Tensor, "B N T H"]
+
+    def write(self, k: Float[Tensor, "B N 1 H"], v: Float[Tensor, "B N 1 H"], position: Position) -> KeysValues:
+        """Enter one position. Returns what is to be read: the filled part, or all where the position is a tensor."""
+        new = KeysValues(k.to(self.keys.dtype), v.to(self.values.dtype))
+        if isinstance(position, int):
+            for whole, part in zip(self, new, strict=True):
+                whole[:, :, position : position + 1] = part
+            return KeysValues(self.keys[:, :, : position + 1], self.values[:, :, : position + 1])
+        for whole, part in zip(self, new, strict=True):
+            whole.index_copy_(2, position, part)
+        return self
 
 
 class Modulation(NamedTuple):
@@ -86,9 +114,27 @@ class RMSNorm(nn.Module):
         return normed.to(x.dtype) * self.weight.to(x.dtype)
 
 
+class Linear(nn.Linear):
+    """Dense layer that is fast for the few rows of a sampler, too."""
+
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        """Features.
+
+        Without gradients and on a CPU, a few float32 rows are multiplied as (W x^T)^T: the library reads the weights
+        once then, at the speed of memory, where its x W^T packs them first and takes two to three times as long.
+        """
+        rows = x.numel() // self.in_features
+        if rows > FEW_ROWS or x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled():
+            return super().forward(x)
+        if torch.is_autocast_enabled("cpu") or self.bias is not None:
+            return super().forward(x)
+        product = self.weight @ x.reshape(rows, self.in_features).T
+        return product.T.contiguous().view(*x.shape[:-1], self.out_features)
+
+
 def linear(inputs: int, outputs: int, *, bias: bool = False) -> nn.Linear:
     """Dense layer with normal initial weights of deviation 0.02."""
-    layer = nn.Linear(inputs, outputs, bias=bias)
+    layer = Linear(inputs, outputs, bias=bias)
     nn.init.normal_(layer.weight, std=DEVIATION)
     if bias:
         nn.init.zeros_(layer.bias)
@@ -109,18 +155,17 @@ class Attention(nn.Module):
         x: Float[Tensor, "B T C"],
         rows: Rotary,
         cache: KeysValues | None = None,
-        position: int = 0,
+        position: Position = 0,
         visible: Bool[Tensor, "1 T"] | None = None,
     ) -> Float[Tensor, "B T C"]:
-        """Causal over whole sequences; with a cache one new position, which attends to the visible ones."""
+        """Causal over whole sequences; with a cache one new position, which attends to the visible ones there."""
         q, k, v = self.wqkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = rotate(q, rows), rotate(k, rows)
         if cache is None:
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            cache.keys[:, :, position : position + 1] = k
-            cache.values[:, :, position : position + 1] = v
-            mixed = F.scaled_dot_product_attention(q, cache.keys.to(q.dtype), cache.values.to(q.dtype), visible)
+            keys, values = (part.to(q.dtype) for part in cache.write(k, v, position))
+            mixed = F.scaled_dot_product_attention(q, keys, values, visible)
         return self.wo(mixed.transpose(1, 2).flatten(-2))
 
 
@@ -163,7 +208,7 @@ class Block(nn.Module):
         rows: Rotary,
         modulation: Modulation | None = None,
         cache: KeysValues | None = None,
-        position: int = 0,
+        position: Position = 0,
         visible: Bool[Tensor, "1 T"] | None = None,
         condition: Float[Tensor, "B C"] | None = None,
     ) -> Float[Tensor, "B T C"]:
@@ -204,11 +249,13 @@ def run_cached(
     x: Float[Tensor, "B 1 C"],
     rows: Rotary,
     caches: list[KeysValues],
-    position: int,
+    position: Position,
     modulations: list[Modulation] | None = None,
 ) -> Float[Tensor, "B 1 C"]:
     """All layers on one new position, whose keys and values enter the caches."""
-    visible = (torch.arange(caches[0].keys.shape[2], device=x.device) <= position)[None]
+    visible = None
+    if isinstance(position, Tensor):
+        visible = (torch.arange(caches[0].keys.shape[2], device=x.device) <= position)[None]
     for number, (block, cache) in enumerate(zip(blocks, caches, strict=True)):
         modulation = None if modulations is None else modulations[number]
         x = block(x, rows, modulation, cache, position, visible)
