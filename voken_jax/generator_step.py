@@ -124,7 +124,7 @@ class GeneratorStep:
         mesh: Mesh,
         shardings: GeneratorState,
     ):
-        self.config, self.network, self.optimizer = config, network, optimizer
+        self.config, self.network, self.optimizer, self.mesh = config, network, optimizer, mesh
         self.program = jax.jit(
             self._update,
             donate_argnums=0,
@@ -139,7 +139,7 @@ class GeneratorStep:
     def _update(self, state: GeneratorState, batch: Batch) -> tuple[GeneratorState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         gradients, metrics = self._gradients(state.generator, batch, key)
-        metrics["grad_norm"] = optax.global_norm(gradients)
+        metrics["grad_norm"] = optax.tree.norm(gradients)
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.generator)
         weights = optax.apply_updates(state.generator, updates)
         decay, averages = self.config.optimizer.ema_decay, state.generator_ema
@@ -158,7 +158,8 @@ class GeneratorStep:
         parts = self.config.optimizer.accumulate
 
         def loss(weights: Weights, batch: Batch, key: Any) -> tuple[Array, Metrics]:
-            logits = self.network.bind(weights)(batch["tokens"], batch["labels"], key)
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+                logits = self.network.bind(weights)(batch["tokens"], batch["labels"], key)
             return token_losses(logits, batch["tokens"])
 
         if parts == 1:

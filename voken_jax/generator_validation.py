@@ -35,7 +35,7 @@ class GeneratorValidator:
     """
 
     def __init__(self, config: GeneratorConfig, network: Network, mesh: Mesh):
-        self._config, self._network = config, network
+        self._config, self._network, self._mesh = config, network, mesh
         self._program = jax.jit(self._sums, out_shardings=replicated(mesh))
         self._sampler = jax.jit(self._generate, out_shardings=replicated(mesh))
 
@@ -60,7 +60,8 @@ class GeneratorValidator:
         return np.asarray(self._sampler(weights, np.asarray(labels, np.int32), keys))
 
     def _sums(self, weights: Weights, batch: Batch) -> dict[str, Array]:
-        logits = self._network.bind(weights)(batch["tokens"], batch["labels"])
+        with jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):
+            logits = self._network.bind(weights)(batch["tokens"], batch["labels"])
         total, mask = jnp.zeros((), logits[0].dtype), batch["mask"]
         sums: dict[str, Array] = {}
         for number, (part, suffix) in enumerate(zip(logits, suffixes(self._config.model), strict=True)):

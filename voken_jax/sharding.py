@@ -9,13 +9,15 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
 
 from voken_common.config import AnyConfig
 from voken_common.schema import Config, MeshConfig
 
 AXES = ("data", "fsdp", "model")
-BATCH = P(("data", "fsdp"))
-"""The leading axis of everything that has a batch."""
+SAMPLES = ("data", "fsdp")
+"""What the leading axis of everything that has a batch is split over."""
+BATCH = P(SAMPLES)
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -64,6 +66,20 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Split along the first axis, that of the batch."""
     return NamedSharding(mesh, BATCH)
+
+
+def constrain(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
+    """State where an activation lives, if the program is traced inside `jax.sharding.use_abstract_mesh`.
+
+    Without such a statement the partitioner may as well gather a batch as a weight.
+
+    Args:
+        x: any array.
+        axes: of the mesh, for each of its axes as in PartitionSpec; what is left out is whole on every device.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(*axes))
 
 
 def weight_spec(name: str, shape: tuple[int, ...], mesh: Mesh, shard_codes: bool) -> P:

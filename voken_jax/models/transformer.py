@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from voken_common.transformer_schema import TransformerConfig
 from voken_jax.models.layers import Policy, at_least_float32
+from voken_jax.sharding import SAMPLES, constrain
 
 EPSILON = 1e-5
 _INITIAL = nnx.initializers.normal(0.02)
@@ -136,7 +137,8 @@ class Attention(nnx.Module):
         """Queries, keys and values (B, T, N, H), the first two turned."""
         batch, length, width = x.shape
         q, k, v = jnp.split(self.wqkv(x), 3, axis=-1)
-        q, k, v = (part.reshape(batch, length, self.heads, width // self.heads) for part in (q, k, v))
+        heads = (part.reshape(batch, length, self.heads, width // self.heads) for part in (q, k, v))
+        q, k, v = (constrain(part, SAMPLES, None, "model") for part in heads)
         return rotate(q, rows), rotate(k, rows), v
 
     def merge(self, x: Float[Array, "B T N H"]) -> Float[Array, "B T C"]:
@@ -155,7 +157,7 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
         """Features of the same width."""
-        return self.w2(jax.nn.silu(self.w1(x)) * self.w3(x))
+        return self.w2(constrain(jax.nn.silu(self.w1(x)) * self.w3(x), SAMPLES, None, "model"))
 
 
 class Block(nnx.Module):
@@ -234,7 +236,7 @@ def run(
     """All layers on whole sequences, causally. A key switches dropout on."""
 
     def layer(x: Array, state: Any, key: PRNGKeyArray | None) -> Array:
-        block = stack.layer(state)
+        block, x = stack.layer(state), constrain(x, SAMPLES)
         modulation = None if condition is None else block.modulation(condition)
         mixed = attend(*block.attention.project(block.before_attention(x, modulation), rows))
         return block.after_attention(x, mixed, modulation, key)
