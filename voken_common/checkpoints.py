@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from voken_common.config import AnyConfig, from_json
-from voken_common.errors import CheckpointError
+from voken_common.errors import CheckpointError, DamagedError
 from voken_common.generator_schema import GeneratorCheckpointConfig, GeneratorConfig
 from voken_common.schema import CheckpointConfig, Config
 
 __all__ = ["FOLDER", "LAYOUT", "CheckpointError", "Meta", "Step", "Weights", "choose_step", "kept_steps"]
 
+logger = logging.getLogger("voken")
+
 FOLDER = "checkpoints"
+ASIDE = "damaged_checkpoints"
+"""Where a run that continues puts the damaged steps it passed over."""
 LAYOUT = 1
 LOWER_IS_BETTER = ("l1", "lpips", "loss")
 Weights = Literal["ema", "raw"]
@@ -29,12 +35,26 @@ FIXED_FOR_A_RUN = ("kind", "model", "quantizer", "discriminator", "statistics_sc
 
 
 @dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a run knows besides its state: it continues as if it had never stopped.
+
+    Attributes:
+        averages: metric -> sum, count and dtype of the sum since the last logged step.
+        skipped: batches that were skipped because they were not finite, since the run began.
+    """
+
+    averages: Mapping[str, tuple[float, int, str]] = dataclasses.field(default_factory=dict)
+    skipped: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Meta:
     """What a step says about itself."""
 
     config: AnyConfig
     step: int
     metrics: dict[str, float]
+    progress: Progress = Progress()
 
     @property
     def tokenizer(self) -> Config:
@@ -61,7 +81,17 @@ class Meta:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they are written."""
         config = self.config.model_dump(mode="json")
-        return {"layout": LAYOUT, "step": self.step, "metrics": self.metrics, "config": config}
+        progress = {
+            "averages": {k: list(v) for k, v in self.progress.averages.items()},
+            "skipped": self.progress.skipped,
+        }
+        return {
+            "layout": LAYOUT,
+            "step": self.step,
+            "metrics": self.metrics,
+            "config": config,
+            "progress": progress,
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], origin: str) -> Meta:
@@ -76,37 +106,129 @@ class Meta:
         missing = {"config", "step", "metrics"} - set(values)
         if missing:
             raise CheckpointError(f"{origin} lacks {', '.join(sorted(missing))}: it is damaged, use another step")
-        return cls(from_json(json.dumps(values["config"]), origin=origin), int(values["step"]), dict(values["metrics"]))
+        # Steps of earlier versions have none.
+        saved = values.get("progress") or {"averages": {}, "skipped": 0}
+        averages = {name: (float(a), int(n), str(kind)) for name, (a, n, kind) in saved["averages"].items()}
+        return cls(
+            from_json(json.dumps(values["config"]), origin=origin),
+            int(values["step"]),
+            dict(values["metrics"]),
+            Progress(averages, int(saved["skipped"])),
+        )
 
 
-def choose_step(steps: Mapping[int, Path], step: Step, read_meta: Callable[[Path], Meta]) -> Path:
+Problems = Callable[[Path], list[str]]
+"""What is wrong with a step, one line each; empty for a good one."""
+
+
+def choose_step(
+    steps: Mapping[int, Path], step: Step, read_meta: Callable[[Path], Meta], problems: Problems = lambda _: []
+) -> Path:
     """The place of one of several steps (at least one).
+
+    Damaged steps are passed over with a warning, unless they are asked for by number.
 
     Args:
         steps: number -> place.
         step: a number, `latest`, or `best` by the run's own metric.
         read_meta: reads what a place says about itself.
+        problems: looks for damage; not at all by default.
 
     Raises:
         CheckpointError: that step is not there, or none was validated.
+        DamagedError: it is damaged, or all are.
     """
     if step == "latest":
-        return steps[max(steps)]
+        return steps[newest_good(steps, problems)[0]]
     if step == "best":
-        metas = {number: read_meta(path) for number, path in steps.items()}
-        metric = metas[max(metas)].config.checkpoint.best_metric
-        scored = {number: meta.metrics[metric] for number, meta in metas.items() if metric in meta.metrics}
-        if not scored:
-            raise CheckpointError(
-                f"no step of {sorted(steps)} was validated, so none is the best by {metric}; use latest"
-            )
-        return steps[_ranked(scored, metric)[0]]
+        return _best_good(dict(steps), read_meta, problems)
     if step not in steps:
         raise CheckpointError(
             f"step {step} is not in {next(iter(steps.values())).parent}: the steps there are {sorted(steps)}; expected "
             "latest, best or a number"
         )
+    require_good(steps[step], problems(steps[step]), sorted(set(steps) - {step}))
     return steps[step]
+
+
+def newest_good(steps: Mapping[int, Path], problems: Problems) -> tuple[int, list[int]]:
+    """(the newest step that is not damaged, the damaged ones after it, which are told).
+
+    Raises:
+        DamagedError: all of them are damaged.
+    """
+    damaged: dict[int, list[str]] = {}
+    for number in sorted(steps, reverse=True):
+        found = problems(steps[number])
+        if not found:
+            for bad, texts in damaged.items():
+                logger.warning("step %d is damaged: %s. Step %d is used instead", bad, _listed(texts), number)
+            return number, sorted(damaged)
+        damaged[number] = found
+    folder = next(iter(steps.values())).parent
+    texts = [f"step {number}: {_listed(texts)}" for number, texts in damaged.items()]
+    raise DamagedError(
+        f"all {len(damaged)} step(s) in {folder} are damaged, so there is nothing to go on from ({'; '.join(texts)}). "
+        "Restore them from a copy, or begin anew with another --workdir"
+    )
+
+
+def _best_good(steps: dict[int, Path], read_meta: Callable[[Path], Meta], problems: Problems) -> Path:
+    metas: dict[int, Meta] = {}
+    for number, path in list(steps.items()):
+        try:
+            metas[number] = read_meta(path)
+        except CheckpointError as error:
+            logger.warning("step %d is passed over: %s", number, error)
+            del steps[number]
+    if not metas:
+        raise DamagedError("none of the steps can be read, so none is the best")
+    metric = metas[max(metas)].config.checkpoint.best_metric
+    scored = {number: meta.metrics[metric] for number, meta in metas.items() if metric in meta.metrics}
+    if not scored:
+        raise CheckpointError(f"no step of {sorted(steps)} was validated, so none is the best by {metric}; use latest")
+    for number in _ranked(scored, metric):
+        found = problems(steps[number])
+        if not found:
+            return steps[number]
+        logger.warning("step %d, the best by %s, is damaged: %s. The next best is used", number, metric, _listed(found))
+    raise DamagedError(f"all validated steps of {sorted(scored)} are damaged; use latest")
+
+
+def require_good(place: Path, problems: list[str], others: list[int]) -> None:
+    """Raise DamagedError if something is wrong with a step that was asked for."""
+    if problems:
+        rest = f"other steps there: {others}" if others else "there is no other step there"
+        raise DamagedError(
+            f"{place} is damaged: {_listed(problems)}. Restore it from a copy, or use another one ({rest})"
+        )
+
+
+def set_aside(workdir: Path, places: Iterable[Path]) -> None:
+    """Move damaged steps out of the way of those that will be written again; they are kept to be looked at."""
+    for place in places:
+        target = workdir / ASIDE / place.name
+        number = 2
+        while target.exists():
+            target, number = target.with_name(f"{place.stem}-{number}{place.suffix}"), number + 1
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(place, target)
+        logger.warning("%s was moved to %s", place, target)
+
+
+def failed_write(step: int, folder: Path, error: Exception, intact: list[int]) -> CheckpointError:
+    """The error for a step that could not be written."""
+    reason = " ".join(str(error).split())[:300]
+    stat = os.statvfs(folder) if folder.is_dir() else None
+    free = f"{stat.f_bavail * stat.f_frsize / 2**30:.2f} GiB are free there" if stat else "the folder is gone"
+    return CheckpointError(
+        f"step {step} could not be written to {folder} ({type(error).__name__}: {reason}); {free}. Steps written "
+        f"before are intact: {intact or 'none'}. Make room or correct the permissions, and run the same command again"
+    )
+
+
+def _listed(texts: list[str]) -> str:
+    return "; ".join(texts[:3]) + (f"; and {len(texts) - 3} more" if len(texts) > 3 else "")
 
 
 def kept_steps(

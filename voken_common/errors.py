@@ -5,6 +5,10 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, refused, or not what the caller needs; the message says which and why."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint whose bytes are not those that were written; the message names the file or array."""
+
+
 class WorkdirError(ValueError):
     """A work directory that cannot be used: another run holds it, or it cannot be written to."""
 

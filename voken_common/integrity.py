@@ -77,14 +77,16 @@ def crc32_of_extents(folder: Path, extents: Iterable[Extent]) -> int:
     return value
 
 
-def write_checksums(folder: Path, arrays: Arrays) -> None:
+def write_checksums(folder: Path, arrays: Arrays, without: Iterable[str] = ()) -> None:
     """Write `checksums.json` of all files now in a folder; it is on the disk when this returns.
 
     Args:
         folder: a step that is complete and not yet in use.
         arrays: the stored bytes of its arrays.
+        without: names of files in the folder itself that may still change.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE)
+    left_out = {folder / name for name in (FILE, *without)}
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path not in left_out)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         sums = list(pool.map(crc32_of, paths))
         array_sums = list(pool.map(lambda extents: crc32_of_extents(folder, extents), arrays.values()))

@@ -123,6 +123,31 @@ def load_state_dict(
     return dict(root)
 
 
+def storage_names(path: str | Path) -> dict[str, str]:
+    """Archive member -> dotted name of a tensor in it, for a file of the zip layout; the data is not looked at.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    names: dict[str, str] = {}
+
+    def visit(value: Any, name: str) -> None:
+        if isinstance(value, TensorRef):
+            names.setdefault(f"{folder}data/{value.storage.key}", name)
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                visit(item, f"{name}.{key}" if name else str(key))
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            folder = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
+            with archive.open(f"{folder}data.pkl") as stream:
+                visit(_Unpickler(stream, "inert").load(), "")
+    except (*_DAMAGE, OSError, StopIteration) as error:
+        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+    return names
+
+
 class _Unpickler(pickle.Unpickler):
     """Builds plain Python and tensor references; looks names up in the table of `torch_globals` and nowhere else."""
 

@@ -3,21 +3,26 @@
 A step is a folder of named items, so that a reader takes only what it needs: `generator_ema` and `generator` (flat
 dictionaries of weights; a state without averages has no such item), `rest` (everything else of the state), `data` (the
 iterator) and `meta` (configuration, step, metrics). A step for inference has `meta` and at least one of the two sets of
-weights. Orbax writes a step under a temporary name and renames it when it is whole.
+weights. Orbax writes a step under a temporary name and renames it when it is whole and has its checksums; a step that
+does not have the bytes that were written is never used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import checkpoint_managers
 
@@ -25,17 +30,24 @@ from voken_common.checkpoints import (
     FOLDER,
     ITEMS,
     Meta,
+    Progress,
     Step,
     Weights,
     choose_step,
     describe_missing,
+    failed_write,
     kept_steps,
+    newest_good,
+    require_good,
+    set_aside,
 )
 from voken_common.config import AnyConfig
 from voken_common.errors import CheckpointError
 from voken_common.generator_schema import GeneratorCheckpointConfig
+from voken_common.integrity import has_checksums, quick_problems
 from voken_common.schema import CheckpointConfig
 from voken_jax.generator_step import GeneratorState
+from voken_jax.integrity import SealedPath, needed_items, step_problems
 from voken_jax.losses import LecamAverages
 from voken_jax.state import TrainState
 
@@ -55,31 +67,64 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path, config: AnyCheckpointConfig):
-        folder = Path(workdir).absolute() / FOLDER
+        self._folder, self._config = Path(workdir).absolute() / FOLDER, config
+        self._found: tuple[int | None, list[int]] | None = None
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_LastAndBest(folder, config),
+            preservation_policy=_LastAndBest(self._folder, config),
             # On the CPU arrays are not copied before the next step's donation may overwrite them.
             enable_async_checkpointing=jax.default_backend() != "cpu",
+            temporary_path_class=SealedPath if config.checksums else None,
+            # Neither a clock that went backwards nor a damaged step may matter.
+            lightweight_initialize=True,
         )
-        self._manager = ocp.CheckpointManager(folder, options=options)
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def latest_step(self) -> int | None:
-        """The newest step on disk, or None."""
-        return self._manager.latest_step()
+        """The newest step on disk that is not damaged, or None; damaged ones after it are told.
+
+        Raises:
+            DamagedError: there are steps, and all are damaged.
+        """
+        if self._found is None:
+            self._found = self._look()
+        return self._found[0]
+
+    def recover(self) -> int | None:
+        """`latest_step`, for a run that continues there: damaged steps after it are moved out of its way."""
+        latest = self.latest_step()
+        assert self._found is not None
+        if self._found[1]:
+            if jax.process_index() == 0:
+                set_aside(self._folder.parent, [self._folder / str(step) for step in self._found[1]])
+            _wait_for_all("voken: damaged steps are out of the way")
+            self._manager.reload()
+            self._found = (latest, [])
+        return latest
 
     def save(
-        self, state: AnyState, config: AnyConfig, iterator: grain.DatasetIterator, metrics: dict[str, float]
+        self,
+        state: AnyState,
+        config: AnyConfig,
+        iterator: grain.DatasetIterator,
+        metrics: dict[str, float],
+        progress: Progress | None = None,
     ) -> None:
-        """Write the current step, then drop what need not be kept. Returns when the state may be donated."""
+        """Write the current step, then drop what need not be kept. Returns when the state may be donated.
+
+        Raises:
+            CheckpointError: it cannot be written; the steps before are as they were.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
         items = ocp.args.Composite(
             **{name: ocp.args.StandardSave(item) for name, item in _items(state).items()},
             data=grain.checkpoint.CheckpointSave(iterator),
-            meta=ocp.args.JsonSave(Meta(config, step, metrics).to_dict()),
+            meta=ocp.args.JsonSave(Meta(config, step, metrics, progress or Progress()).to_dict()),
         )
-        self._manager.save(step, args=items, metrics=metrics)
+        with self._telling(step):
+            self._manager.save(step, args=items, metrics=metrics)
+        self._found = None
 
     def restore(self, abstract: Any, iterator: grain.DatasetIterator) -> Any:
         """The newest step, onto the shapes and shardings of `abstract`; the iterator is moved to its position.
@@ -95,11 +140,11 @@ class Checkpoints:
             A state of the same kind.
 
         Raises:
-            CheckpointError: the step is one for inference.
+            CheckpointError: the step is one for inference, or cannot be read.
             DataError: the data or the seed are not the ones of the step.
         """
-        step = self._manager.latest_step()
-        folder, items = Path(self._manager.directory) / str(step), _items(abstract)
+        step = self.latest_step()
+        folder, items = self._folder / str(step), _items(abstract)
         data = read_data(folder)
         if not (folder / "rest").is_dir() or data is None:
             raise CheckpointError(
@@ -125,12 +170,52 @@ class Checkpoints:
 
     def meta(self, step: int) -> Meta:
         """What a step on disk says about itself."""
-        return read_meta(Path(self._manager.directory) / str(step))
+        return read_meta(self._folder / str(step))
 
     def close(self) -> None:
-        """Wait for writes under way."""
-        self._manager.wait_until_finished()
+        """Wait for writes under way.
+
+        Raises:
+            CheckpointError: the last one failed.
+        """
+        with self._telling(max(self._manager.all_steps(), default=0)):
+            self._manager.wait_until_finished()
         self._manager.close()
+
+    def _look(self) -> tuple[int | None, list[int]]:
+        """(newest good step, damaged ones after it); the first process looks, and all learn what it found."""
+        steps = steps_in(self._folder)
+        found: tuple[int | None, list[int]] = (None, [])
+        failure: CheckpointError | None = None
+        if steps and jax.process_index() == 0:
+            try:
+                found = newest_good(steps, step_problems if self._config.checksums else lambda _: [])
+            except CheckpointError as error:
+                failure = error
+        if jax.process_count() > 1:
+            newest = -1 if found[0] is None else found[0]
+            state = np.array([newest, len(found[1]), failure is not None], np.int64)
+            newest, damaged, failed = (int(value) for value in multihost_utils.broadcast_one_to_all(state))
+            after = sorted(number for number in steps if number > newest)[:damaged]
+            found = (None if newest < 0 else newest, after)
+            if failed and failure is None:
+                failure = CheckpointError(f"no step in {self._folder} can be used; process 0 says why")
+        if failure is not None:
+            raise failure
+        return found
+
+    @contextlib.contextmanager
+    def _telling(self, step: int) -> Iterator[None]:
+        """Say what failed in words of this program, and leave nothing half-written behind."""
+        try:
+            yield
+        # A full disk reaches us as whatever the library that met it raises.
+        except Exception as error:
+            if jax.process_index() == 0:
+                for partial in self._folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(partial, ignore_errors=True)
+            intact = sorted(number for number in steps_in(self._folder) if number != step)
+            raise failed_write(step, self._folder, error, intact) from error
 
 
 class _LastAndBest(checkpoint_managers.preservation_policy.PreservationPolicy):
@@ -140,33 +225,60 @@ class _LastAndBest(checkpoint_managers.preservation_policy.PreservationPolicy):
         self._folder, self._config = folder, config
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """A flag per step."""
-        kept = kept_steps({info.step: info.metrics or self._saved(info.step) for info in checkpoints}, self._config)
-        return [info.step in kept for info in checkpoints]
+        """A flag per step. Steps that are visibly damaged count for nothing, so the last good one is never dropped."""
+        metrics = {info.step: self._metrics(info.step, info.metrics) for info in checkpoints}
+        kept = kept_steps({step: found for step, found in metrics.items() if found is not None}, self._config)
+        return [info.step in kept or metrics[info.step] is None for info in checkpoints]
 
-    def _saved(self, step: int) -> dict[str, float]:
+    def _metrics(self, step: int, own: dict[str, float] | None) -> dict[str, float] | None:
+        """Metrics of a step: of this run, else what the disk says; None for a damaged one."""
         folder = self._folder / str(step)
-        return read_meta(folder).metrics if (folder / "meta").is_dir() else {}
+        if not folder.is_dir():
+            # It is being written.
+            return own or {}
+        if has_checksums(folder) and quick_problems(folder):
+            return None
+        try:
+            return own or read_meta(folder).metrics
+        except CheckpointError:
+            return None
 
 
-def find_step(checkpoint: str | Path, step: Step = "latest") -> Path:
-    """The folder of one step.
+def steps_in(folder: Path) -> dict[int, Path]:
+    """Number -> folder of all steps that have their final name."""
+    return {int(path.name): path for path in folder.glob("*") if path.name.isdecimal() and path.is_dir()}
+
+
+def find_step(
+    checkpoint: str | Path, step: Step = "latest", *, weights: Weights | None = None, verify: bool | None = None
+) -> Path:
+    """The folder of one step; damaged ones are passed over with a warning.
 
     Args:
         checkpoint: a work directory, its `checkpoints` folder, or the folder of one step.
         step: a number, `latest`, or `best` by the run's own metric.
+        weights: which set the caller is going to read, see `load_generator`.
+        verify: True verifies checksums of all a step holds, None of what a reader of weights needs, False of nothing.
 
     Raises:
         CheckpointError: nothing there, or not that step.
+        DamagedError: it is damaged, and asked for by number or as a folder, or there is no good one.
     """
+
+    def problems(folder: Path) -> list[str]:
+        if verify is False:
+            return []
+        return step_problems(folder, None if verify else needed_items(folder, weights))
+
     path = Path(checkpoint)
     if (path / "meta").is_dir():
+        require_good(path, problems(path), [])
         return path
     root = path / FOLDER if (path / FOLDER).is_dir() else path
-    steps = {int(p.name): p for p in root.glob("*") if p.name.isdecimal() and (p / "meta").is_dir()}
-    if not steps:
+    steps = steps_in(root)
+    if not any((step / "meta").is_dir() for step in steps.values()):
         raise CheckpointError(describe_missing(path, "python -m voken_jax.train", "<step>/meta"))
-    return choose_step(steps, step, read_meta)
+    return choose_step(steps, step, read_meta, problems)
 
 
 def read_meta(step_folder: Path) -> Meta:
@@ -210,6 +322,11 @@ def load_generator(step_folder: Path, abstract: dict[str, Any], weights: Weights
     placed = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in abstract.items()}
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(step_folder.absolute() / ITEMS[chosen], placed)
+
+
+def _wait_for_all(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def _lecam_entries(step_folder: Path) -> int:

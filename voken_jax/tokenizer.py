@@ -45,7 +45,14 @@ class Tokenizer:
         self._decode = jax.jit(self._decode_program)
 
     @classmethod
-    def load(cls, checkpoint: str | Path, *, step: Step = "latest", weights: Weights | None = None) -> Tokenizer:
+    def load(
+        cls,
+        checkpoint: str | Path,
+        *,
+        step: Step = "latest",
+        weights: Weights | None = None,
+        verify: bool = True,
+    ) -> Tokenizer:
         """Read a checkpoint; nothing but its place is needed.
 
         Args:
@@ -53,14 +60,15 @@ class Tokenizer:
             step: which step of a work directory.
             weights: `ema` (averages, for evaluation) or `raw`; None: averages if there are any, and what a
                 .safetensors file holds.
+            verify: whether to verify the checksums of what is read.
 
         Raises:
-            CheckpointError: there is no such checkpoint, or it cannot be read. Other files become one of these by
-                `voken-convert`.
+            CheckpointError: there is no such checkpoint, it is damaged, or it cannot be read. Other files become
+                one of these by `voken-convert`.
         """
         if Path(checkpoint).is_file():
             return cls._load_file(Path(checkpoint), weights)
-        folder = find_step(checkpoint, step)
+        folder = find_step(checkpoint, step, weights=weights, verify=None if verify else False)
         config = read_meta(folder).tokenizer
         return cls(config, load_generator(folder, build_autoencoder(config).parameters, weights))
 

@@ -13,7 +13,7 @@ from voken_common.conversion.contents import Arrays, Contents, Manifest, Moments
 from voken_common.errors import CheckpointError
 
 FORMAT = "voken"
-_ENTRIES = ("format", "layout", "step", "metrics", "config", *ITEMS.values(), "rest", "data")
+_ENTRIES = ("format", "layout", "step", "metrics", "config", "progress", *ITEMS.values(), "rest", "data")
 _REST = (
     "rng",
     "discriminator",

@@ -21,6 +21,7 @@ from voken_common.conversion.contents import Contents, Manifest, Moments, Traini
 from voken_common.errors import CheckpointError
 from voken_common.schema import OptimizerConfig
 from voken_jax.checkpoint import DATA_FILE, read_data, read_meta
+from voken_jax.integrity import seal
 from voken_jax.optim import build_optimizer
 
 REST = "rest"
@@ -77,6 +78,7 @@ def write_step(folder: Path, contents: Contents, manifest: Manifest) -> None:
     if contents.data is not None:
         (folder / DATA_FILE).parent.mkdir()
         (folder / DATA_FILE).write_text(json.dumps(contents.data, indent=4))
+    seal(folder)
 
 
 def _read_item(folder: Path) -> dict[str, Any]:

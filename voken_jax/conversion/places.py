@@ -6,15 +6,19 @@ import contextlib
 import os
 import shutil
 import uuid
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from voken_common.checkpoints import FOLDER, Meta, Step, choose_step
+from voken_common.checkpoints import FOLDER, Meta, Step, choose_step, require_good
 from voken_common.conversion import torch_file
 from voken_common.conversion.contents import Format
 from voken_common.conversion.files import read_file
 from voken_common.errors import CheckpointError
+from voken_common.integrity import zip_problems
+from voken_common.torch_pickle import storage_names
 from voken_jax.checkpoint import read_meta
+from voken_jax.integrity import step_problems
 
 SUFFIXES: dict[str, Format] = {".pt": "torch", ".safetensors": "safetensors", ".ckpt": "lightning"}
 CONFIG_FILE = "config.yaml"
@@ -29,8 +33,10 @@ def find_source(path: Path, step: Step = "latest") -> Path:
 
     Raises:
         CheckpointError: there is nothing to read, or two checkpoints of that step.
+        DamagedError: its bytes are not those that were written.
     """
     if path.is_file() or (path / "meta").is_dir():
+        require_good(path, _problems(path), [])
         return path
     root = path / FOLDER if (path / FOLDER).is_dir() else path
     orbax = {int(p.name): p for p in root.glob("*") if p.name.isdecimal() and (p / "meta").is_dir()}
@@ -42,7 +48,7 @@ def find_source(path: Path, step: Step = "latest") -> Path:
             f"no checkpoint at {path} (found: {found or 'an empty folder'}); expected a file, or a work directory "
             f"with {FOLDER}/<step>/meta (JAX) or {FOLDER}/<step>.pt (PyTorch)"
         )
-    chosen = choose_step(steps, step, _read_meta)
+    chosen = choose_step(steps, step, _read_meta, _problems)
     number = int(chosen.stem)
     if number in orbax and number in torch:
         raise CheckpointError(
@@ -112,6 +118,15 @@ def replacing_directory(path: Path) -> Iterator[Path]:
         if old.exists() and not path.exists():
             os.replace(old, path)
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _problems(place: Path) -> list[str]:
+    """Damage to what voken itself writes; other files carry nothing to be compared with, or are checked as read."""
+    if place.is_dir():
+        return step_problems(place)
+    if place.suffix == ".pt" and zipfile.is_zipfile(place):
+        return zip_problems(place, lambda: storage_names(place))
+    return []
 
 
 def _read_meta(place: Path) -> Meta:

@@ -1,0 +1,61 @@
+"""Steps of Orbax that carry checksums: written before a step gets its final name, verified before it is used."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from orbax.checkpoint._src.path import atomicity
+
+from voken_common import integrity
+from voken_common.checkpoints import ITEMS, Weights
+from voken_jax.ocdbt import stored_arrays
+
+_STILL_CHANGING = ("_CHECKPOINT_METADATA", "commit_success.txt")
+"""Orbax writes the time of the last rename into these; nothing is read from them."""
+
+
+class SealedPath(atomicity.AtomicRenameTemporaryPath):
+    """The temporary folder of a step, which gets its checksums before it gets its final name.
+
+    So a step under its final name has them, whenever a run is killed. The primary process writes them for the files
+    of all; with asynchronous saving it happens in the background.
+    """
+
+    async def finalize(self) -> None:
+        """Write the checksums of a step (the items in it are finalized before, one by one), then rename it."""
+        if self.get_final().name.isdecimal():
+            await asyncio.to_thread(seal, Path(self.get()))
+        await super().finalize()
+
+
+def seal(step_folder: Path) -> None:
+    """Write the checksums of a step that is complete."""
+    integrity.write_checksums(step_folder, stored_arrays(step_folder), _STILL_CHANGING)
+
+
+def step_problems(step_folder: Path, items: Iterable[str] | None = None) -> list[str]:
+    """What is wrong with a step, one line each; empty for a good one.
+
+    A step without checksums is good as far as one can see, unless its own configuration asked for them.
+
+    Args:
+        step_folder: a step of Orbax.
+        items: verify these items only; None: everything.
+    """
+    if integrity.has_checksums(step_folder):
+        return integrity.problems(step_folder, items, lambda: stored_arrays(step_folder))
+    try:
+        config = json.loads((step_folder / "meta" / "metadata").read_bytes())["config"]
+        expected = config["checkpoint"].get("checksums", False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"meta/metadata cannot be read ({type(error).__name__}: {error})"]
+    return [f"{integrity.FILE} is not there"] if expected else []
+
+
+def needed_items(step_folder: Path, weights: Weights | None) -> list[str]:
+    """The items that a reader of one set of weights opens; None: the averages if there are any."""
+    there = [item for item in ITEMS.values() if (step_folder / item).is_dir()]
+    return ["meta", ITEMS[weights] if weights else (there[0] if there else ITEMS["ema"])]
