@@ -31,6 +31,7 @@ from voken_jax.models.transformer import (
     run_cached,
     stack_blocks,
 )
+from voken_jax.sharding import SAMPLES, constrain
 
 Logits = tuple[Float[Array, "B T V"], ...]
 Choose = Callable[[Float[Array, "B V"], int], Int[Array, "B"]]
@@ -77,7 +78,8 @@ class ModulatedNorm(nnx.Module):
 
     def parts(self, condition: Float[Array, "B C"]) -> tuple[Array, Array]:
         """Scale and shift, each (B, 1, C)."""
-        scale, shift = jnp.split(self.ada_lin["1"](jax.nn.silu(condition))[:, None], 2, axis=-1)
+        parts = constrain(self.ada_lin["1"](constrain(jax.nn.silu(condition), SAMPLES)), SAMPLES)
+        scale, shift = jnp.split(parts[:, None], 2, axis=-1)
         return scale, shift
 
     def __call__(self, x: Float[Array, "B T C"], parts: tuple[Array, Array]) -> Float[Array, "B T C"]:
@@ -134,7 +136,8 @@ class _Generator(nnx.Module):
         self, tokens: Int[Array, "B T S"], condition: Float[Array, "B C"], key: PRNGKeyArray | None
     ) -> Float[Array, "B T C"]:
         """The class, then all tokens but the last."""
-        x = jnp.concatenate([condition[:, None], self.embed(tokens[:, :-1])], axis=1)
+        embedded = constrain(self.embed(tokens[:, :-1]), SAMPLES)
+        x = jnp.concatenate([constrain(condition, SAMPLES)[:, None], embedded], axis=1)
         return dropout(x, self.config.token_dropout, key)
 
 

@@ -177,7 +177,7 @@ class Block(nnx.Module):
 
     def modulation(self, condition: Float[Array, "B C"]) -> Modulation:
         """The six parts that a condition becomes."""
-        parts = self.ada_lin["1"](jax.nn.silu(condition))[:, None]
+        parts = constrain(self.ada_lin["1"](constrain(jax.nn.silu(condition), SAMPLES)), SAMPLES)[:, None]
         return Modulation(*jnp.split(parts, 6, axis=-1))
 
     def before_attention(self, x: Float[Array, "B T C"], modulation: Modulation | None) -> Float[Array, "B T C"]:
