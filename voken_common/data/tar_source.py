@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -109,16 +108,15 @@ def _kept(index: TarIndex, path: str) -> Int64[np.ndarray, " n"]:
         values = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read the filter-keys file {path}: {error}") from error
-    if not isinstance(values, dict) or not all(isinstance(names, list) for names in values.values()):
+    lists = list(values.values()) if isinstance(values, dict) else [None]
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
         raise DataError(f"filter-keys file {path}: expected a JSON object of lists, {{tar: [names of bad members]}}")
     bad = {os.path.basename(tar): frozenset(names) for tar, names in values.items()}
-    kept: list[int] = []
-    for number, tar in enumerate(index.tars):
-        kept += _kept_of_tar(index, index.images_of(number), bad.get(tar, frozenset()))
-    return np.array(kept, np.int64)
+    kept = [_kept_of_tar(index, index.images_of(n), bad.get(tar, frozenset())) for n, tar in enumerate(index.tars)]
+    return np.concatenate(kept)
 
 
-def _kept_of_tar(index: TarIndex, images: Sequence[int], bad: frozenset[str]) -> Sequence[int]:
+def _kept_of_tar(index: TarIndex, images: range, bad: frozenset[str]) -> Int64[np.ndarray, " m"]:
     if not bad:
-        return images
-    return [i for i in images if not bad & {index.name(i), sample_key(index.name(i))[0]}]
+        return np.arange(images.start, images.stop, dtype=np.int64)
+    return np.array([i for i in images if not bad & {index.name(i), sample_key(index.name(i))[0]}], np.int64)
