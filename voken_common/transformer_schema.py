@@ -45,6 +45,12 @@ class TransformerConfig(Section):
         return self.grid**2
 
     @property
+    def suffixes(self) -> tuple[str, ...]:
+        """What follows a metric's name for each sub-token: nothing where there is one."""
+        parts = len(self.vocabularies)
+        return ("",) if parts == 1 else tuple(f"_{part}" for part in range(parts))
+
+    @property
     def head_width(self) -> int:
         """Features per attention head."""
         return self.width // self.heads

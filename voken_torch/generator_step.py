@@ -141,7 +141,7 @@ def evaluation_generator(config: GeneratorConfig, state: GeneratorState) -> Fact
 def token_losses(
     logits: Iterable[Float[Tensor, "B T V"]], tokens: Int[Tensor, "B T S"]
 ) -> tuple[Float[Tensor, ""], Metrics]:
-    """Sum over sub-tokens of the mean cross entropy in nats, and loss, accuracy and perplexity of each."""
+    """Sum over sub-tokens of the mean cross entropy in nats, and loss and accuracy of each."""
     parts = list(logits)
     total = parts[0].new_zeros(())
     metrics: Metrics = {}
@@ -149,10 +149,8 @@ def token_losses(
         target = tokens[..., number].long()
         loss = F.cross_entropy(part.flatten(0, 1), target.flatten())
         suffix = f"_{number}" if len(parts) > 1 else ""
-        if suffix:
-            metrics[f"loss{suffix}"] = loss.detach()
+        metrics[f"loss{suffix}"] = loss.detach()
         metrics[f"accuracy{suffix}"] = (part.argmax(dim=-1) == target).to(part.dtype).mean()
-        metrics[f"perplexity{suffix}"] = loss.detach().exp()
         total = total + loss
     return total, {"loss": total.detach(), **metrics}
 
@@ -223,10 +221,7 @@ class GeneratorStep:
                 (loss / parts).backward()
             totals = {name: value + totals.get(name, 0.0) for name, value in metrics.items()}
         values = reduce_mean(torch.stack(list(totals.values())) / parts)
-        means = dict(zip(totals, values.unbind(), strict=True))
-        # Of the whole batch: a mean of perplexities would depend on how the batch is cut.
-        whole_batch = {name: means[f"loss{name[10:]}"].exp() for name in means if name.startswith("perplexity")}
-        return means | whole_batch
+        return dict(zip(totals, values.unbind(), strict=True))
 
     def _update(self, state: GeneratorState, norm: Float[Tensor, ""]) -> None:
         settings = self.config.optimizer

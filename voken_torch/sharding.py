@@ -117,7 +117,10 @@ def whole(value: Tensor) -> Tensor:
 
 def local(value: Tensor) -> Tensor:
     """What this process holds of a tensor that may be split; it shares the memory."""
-    part: Tensor = value.to_local() if is_split(value) else value  # type: ignore[operator]
+    if not is_split(value):
+        return value
+    split: Any = value
+    part: Tensor = split.to_local()
     return part
 
 

@@ -1,7 +1,8 @@
-"""Train a tokenizer: `python -m voken_torch.train --config FILE [--workdir DIR] [--set key=value ...]`.
+"""Train a tokenizer or a generator: `python -m voken_torch.train --config FILE [--workdir DIR] [--set key=value ...]`.
 
-Several devices: `torchrun --nproc-per-node N -m voken_torch.train --config FILE`, one process each. The same command
-continues an interrupted run. Ctrl-C or SIGTERM ends the current step, writes a checkpoint and stops.
+Several devices: `torchrun --nproc-per-node N -m voken_torch.train --config FILE`, one process each; `--set mesh.fsdp=M`
+splits weights and moments over M of them. The same command continues an interrupted run. Ctrl-C or SIGTERM ends the
+current step, writes a checkpoint and stops.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.WARNING)
 
-    from voken_common.config import load_config
+    from voken_common.config import load_any_config
     from voken_common.errors import NonFiniteError
     from voken_common.weights import WeightsError
     from voken_torch.trainer import train
 
     try:
-        config = load_config(options.config, options.overrides)
+        config = load_any_config(options.config, options.overrides)
         if options.deterministic:
             device.set_numerics(device.resolve(options.device), full_precision=True, deterministic=True)
         with device.session(options.device, fused=options.fused) as runtime:

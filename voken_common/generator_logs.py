@@ -1,0 +1,61 @@
+"""What a generator's run logs beside its losses, the same in both frameworks."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Int
+
+from voken_common.flops import peak_flops, sample_flops
+from voken_common.generator_schema import GeneratorConfig
+from voken_common.schedules import Schedule, cosine_weight_decay
+
+logger = logging.getLogger("voken")
+
+
+def shown(config: GeneratorConfig) -> tuple[str, ...]:
+    """Training metrics that the progress bar shows."""
+    return ("loss", *(f"accuracy{suffix}" for suffix in config.model.suffixes))
+
+
+def with_perplexities(config: GeneratorConfig, means: Mapping[str, float]) -> dict[str, float]:
+    """The means, and the perplexity of every mean loss."""
+    return {**means, **{f"perplexity{suffix}": math.exp(means[f"loss{suffix}"]) for suffix in config.model.suffixes}}
+
+
+def with_schedules(
+    config: GeneratorConfig, means: Mapping[str, float], schedule: Schedule, number: int, total_steps: int
+) -> dict[str, float]:
+    """What is logged after the `number`-th step (from 1): means, perplexities, learning rate and weight decay."""
+    optimizer = config.optimizer
+    end = optimizer.weight_decay_end or optimizer.weight_decay
+    scheduled = {
+        "learning_rate": optimizer.learning_rate * float(schedule(number - 1)),
+        "weight_decay": float(cosine_weight_decay(number - 1, optimizer.weight_decay, end, total_steps)),
+    }
+    return {**with_perplexities(config, means), **scheduled}
+
+
+def rates(config: GeneratorConfig, device: str, devices: int) -> dict[str, float]:
+    """What one sample per second makes: tokens per second, and where the device's peak is known its utilisation.
+
+    Args:
+        config: the run.
+        device: the name that the devices give themselves.
+        devices: how many share the batch.
+    """
+    result = {"tokens_per_second": float(config.model.tokens)}
+    dtype = config.precision.compute_dtype
+    peak = peak_flops(device, dtype)
+    if peak is None:
+        logger.info("model FLOPs utilisation is not logged: no peak is known for %s in %s", device, dtype)
+        return result
+    return {**result, "model_flops_utilization": sample_flops(config.model) / (peak * devices)}
+
+
+def shown_labels(count: int, classes: int) -> Int[np.ndarray, " B"]:
+    """As many classes as there are samples, spread over all of them; each of them in turn if there are fewer."""
+    return (np.arange(count) * max(classes // max(count, 1), 1) % classes).astype(np.int32)

@@ -1,0 +1,49 @@
+"""A trained tokenizer beside a generator in training: it encodes images as they come, and decodes samples to be seen.
+
+Shape legend: B batch, H/W pixels, T tokens, S sub-tokens per position.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from voken_common.generator_schema import GeneratorConfig
+from voken_common.tokens import join_ids, split_ids
+from voken_torch.device import Runtime
+from voken_torch.tokenizer import Tokenizer
+
+
+class FrozenTokenizer:
+    """The tokenizer that a generator's configuration names.
+
+    Args:
+        config: the generator's run.
+        runtime: this process's device.
+
+    Raises:
+        CheckpointError: no such checkpoint, or not what the model is for.
+        DataError: it is not the tokenizer that made the shards.
+    """
+
+    def __init__(self, config: GeneratorConfig, runtime: Runtime):
+        # Imported late: Grain loads JAX where JAX is installed.
+        from voken_common.data.generator_data import require_fitting_tokenizer, require_same_tokenizer
+
+        assert config.tokenizer is not None
+        self.tokenizer, self._model = Tokenizer.load(config.tokenizer, runtime=runtime), config.model
+        require_fitting_tokenizer(config, self.tokenizer.config)
+        require_same_tokenizer(config, self.tokenizer.fingerprint())
+
+    def encode(self, images: Float[np.ndarray, "B H W 3"]) -> Int[Tensor, "B T S"]:
+        """Tokens of images in [-1, 1]."""
+        ids = self.tokenizer.encode(torch.from_numpy(images).movedim(-1, 1))
+        return torch.from_numpy(split_ids(ids.flatten(1).cpu().numpy(), self._model.vocabularies))
+
+    def decode(self, tokens: Int[np.ndarray, "B T S"]) -> Float[np.ndarray, "B H W 3"]:
+        """Images in [-1, 1]."""
+        grid = self._model.grid
+        ids = torch.from_numpy(join_ids(tokens, self._model.vocabularies)).reshape(-1, grid, grid)
+        return self.tokenizer.decode(ids).movedim(1, -1).float().cpu().numpy()

@@ -1,0 +1,132 @@
+"""A generator's run as the training loop sees it: tokens and classes in, cross entropy, held-out loss, and samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from voken_common import generator_logs
+from voken_common.generator_schema import GeneratorConfig
+from voken_common.run_log import RunLog
+from voken_common.schedules import build_schedule
+from voken_common.visual import grid
+from voken_torch.device import Runtime
+from voken_torch.frozen_tokenizer import FrozenTokenizer
+from voken_torch.generator_step import (
+    Batch,
+    GeneratorState,
+    GeneratorStep,
+    create_generator_state,
+    evaluation_generator,
+)
+from voken_torch.generator_validation import GeneratorValidator
+from voken_torch.models.generator import Adaptive, Factorized
+from voken_torch.sharding import process_count, process_index
+from voken_torch.task import Metrics, Task, size_of, tell
+
+
+def open_tokens(config: GeneratorConfig) -> Any:
+    """The training data: batches of tokens, or of images."""
+    # Imported late: Grain loads JAX where JAX is installed.
+    from voken_common.data.generator_data import describe_training, open_training
+
+    iterator = open_training(config, process_index(), process_count())
+    tell("%s", describe_training(config, iterator))
+    if not config.data.held_out:
+        tell("no held-out data is set: no validation, no pictures")
+    return iterator
+
+
+class GeneratorTask(Task):
+    """State, step and validator of a generator.
+
+    Args:
+        config: the run.
+        per_epoch: steps of one epoch.
+        runtime: this process's device.
+    """
+
+    config: GeneratorConfig
+    state: GeneratorState
+
+    def __init__(self, config: GeneratorConfig, per_epoch: int, runtime: Runtime):
+        from voken_common.data.generator_data import open_held_out
+
+        self.config, self.runtime = config, runtime
+        self.tokenizer = None if config.tokenizer is None else FrozenTokenizer(config, runtime)
+        self.held_out = open_held_out(config, process_index(), process_count()) if config.data.held_out else None
+        self.total_steps = config.training.steps or (config.training.epochs or 0) * per_epoch
+        self.shown = generator_logs.shown(config)
+        self.rates = _rates(config, runtime)
+        self.schedule = build_schedule(config, per_epoch, self.total_steps)
+        self.state = create_generator_state(config, runtime)
+        self.program = GeneratorStep(config, self.state, self.schedule, self.total_steps, runtime)
+        self.validator = GeneratorValidator(config, runtime)
+        tell(
+            "%s: %s parameters, %d steps, %d process(es) on %s",
+            config.name,
+            f"{size_of(self.state.generator):,}",
+            self.total_steps,
+            process_count(),
+            runtime.device,
+        )
+
+    def step(self, batch: dict[str, np.ndarray]) -> Metrics:
+        """One step of AdamW."""
+        return self.program(self.state, self.tokens(batch))
+
+    def tokens(self, batch: dict[str, np.ndarray]) -> Batch:
+        """Tokens (B, T, S), labels (B,) and, if the batch has one, its mask; images are encoded.
+
+        Raises:
+            DataError: a label that the model has no class for.
+        """
+        from voken_common.data.generator_data import require_known_classes
+
+        if "image" not in batch:
+            return {name: torch.from_numpy(array) for name, array in batch.items()}
+        assert self.tokenizer is not None
+        require_known_classes(self.config, int(batch["label"].max(initial=0)))
+        tokens = {"tokens": self.tokenizer.encode(batch["image"]), "labels": torch.from_numpy(batch["label"])}
+        return tokens | {name: torch.from_numpy(batch[name]) for name in batch.keys() & {"mask"}}
+
+    def logged(self, means: dict[str, float], number: int) -> dict[str, float]:
+        """The means, perplexities of the mean losses, learning rate and weight decay."""
+        return generator_logs.with_schedules(self.config, means, self.schedule, number, self.total_steps)
+
+    @property
+    def validates(self) -> bool:
+        """Whether held-out tokens or images are set."""
+        return self.held_out is not None
+
+    def validate(self, log: RunLog, number: int) -> dict[str, float]:
+        """Loss on held-out tokens with the averaged weights, if there are any, and a grid of decoded samples."""
+        assert self.held_out is not None
+        network = evaluation_generator(self.config, self.state)
+        metrics = self.validator(network, self._held_out_batches())
+        log.scalars(number, metrics, prefix="validation/")
+        text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        averaged = "EMA, " if self.state.generator_ema else ""
+        log.message(f"step {number}  validation ({averaged}{self.held_out.samples} samples):  {text}")
+        if process_index() == 0:
+            self._show(network, log, number)
+        return metrics
+
+    def _held_out_batches(self) -> Iterator[Batch]:
+        assert self.held_out is not None
+        return (self.tokens(batch) for batch in self.held_out.batches)
+
+    def _show(self, network: Factorized | Adaptive, log: RunLog, number: int) -> None:
+        pictures = self.config.validation.pictures
+        if self.tokenizer is None or not pictures:
+            return
+        labels = generator_logs.shown_labels(pictures, self.config.model.classes)
+        log.picture(number, "samples", grid(self.tokenizer.decode(self.validator.sample(network, labels))))
+
+
+def _rates(config: GeneratorConfig, runtime: Runtime) -> dict[str, float]:
+    name = "cpu" if runtime.device.type == "cpu" else torch.get_device_module(runtime.device).get_device_name()
+    return generator_logs.rates(config, name, process_count()) if process_index() == 0 else {}
