@@ -21,11 +21,13 @@ class NonFiniteError(ArithmeticError):
         terms: names of the metrics that were not finite.
     """
 
-    def __init__(self, step: int, terms: list[str]):
+    def __init__(self, step: int, terms: list[str], *, batch: object = None, skipped: int = 0):
+        kept = f" Its batch is in {batch}; the same command with --replay {batch} shows what it does." if batch else ""
+        after = f" after {skipped} skipped batch(es) (health.max_skipped)" if skipped else ""
         super().__init__(
-            f"step {step}: not finite: {', '.join(terms)}. The update was not kept and training stops here; the last "
-            "checkpoint is good. Lower the learning rate, clip gradients (optimizer.gradient_clip) or look at the data "
-            "of that step."
+            f"step {step}: not finite: {', '.join(terms)}. The update was not kept and training stops here{after}; the "
+            "last checkpoint is good. Lower the learning rate, clip gradients (optimizer.gradient_clip) or look at the "
+            f"data of that step.{kept}"
         )
         self.step, self.terms = step, terms
 

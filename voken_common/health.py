@@ -11,15 +11,17 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Int
 
 from voken_common.errors import CheckpointError
 from voken_common.files import replacing
+from voken_common.metrics.codebook import codebook_usage
 from voken_common.schema import HealthConfig
 
 logger = logging.getLogger("voken")
@@ -74,6 +76,15 @@ class Heartbeat:
             if not self._failed:
                 logger.warning("%s cannot be written (%s); the run goes on without it", self._path, error.strerror)
             self._failed = True
+
+    @contextlib.contextmanager
+    def lasting(self, step: Callable[[], int]) -> Iterator[None]:
+        """Around the whole loop: an error that ends it is the last thing the file says."""
+        try:
+            yield
+        except BaseException:
+            self.beat(step(), "failed")
+            raise
 
 
 class InputWatch:
@@ -144,30 +155,31 @@ class CollapseWatch:
 
     Args:
         config: `collapse_usage` and `collapse_window`.
-        codes: size of the codebook.
     """
 
-    def __init__(self, config: HealthConfig, codes: int):
-        self._config, self._codes = config, codes
+    def __init__(self, config: HealthConfig):
+        self._config = config
         self._low: list[float] = []
         self._told = False
 
-    def observe(self, step: int, usage: float, tokens: int) -> str | None:
-        """Take the usage of one validation over so many tokens; a warning once per collapse, else None."""
-        possible = 1 - math.exp(-tokens / self._codes)
+    def observe(self, step: int, counts: Int[np.ndarray, " k"]) -> str | None:
+        """Take how often one validation used each code; a warning once per collapse, else None."""
+        codes, tokens = counts.size, int(counts.sum())
+        usage, possible = float(codebook_usage(counts)), 1 - math.exp(-tokens / codes)
         if usage >= self._config.collapse_usage * possible:
             self._low, self._told = [], False
             return None
         self._low.append(usage)
-        if self._told or len(self._low) < self._config.collapse_window:
+        window = self._config.collapse_window
+        if self._told or len(self._low) < window:
             return None
         self._told = True
-        shown = ", ".join(f"{value:.2%}" for value in self._low[-self._config.collapse_window :])
+        shown = ", ".join(f"{value:.2%}" for value in self._low[-window:])
         return (
-            f"step {step}: the codebook has collapsed: the last {self._config.collapse_window} validation(s) used "
-            f"{shown} of {self._codes} codes, where {possible:.2%} were possible with {tokens} tokens "
-            f"(health.collapse_usage is {self._config.collapse_usage:g} of that). Raise the weight of the batch "
-            "entropy or the temperature, or lower the learning rate: docs/quantizers.md, section Guidance"
+            f"step {step}: the codebook has collapsed: the last {window} validation(s) used {shown} of {codes} codes, "
+            f"where {tokens} tokens could use {possible:.2%} (health.collapse_usage is {self._config.collapse_usage:g} "
+            "of that). Raise the weight of the batch entropy or the temperature, or lower the learning rate: "
+            "docs/quantizers.md, section Guidance"
         )
 
 
@@ -211,3 +223,27 @@ def load_failed_batch(path: str | Path) -> tuple[int, dict[str, np.ndarray], lis
             f"{path} cannot be replayed ({type(error).__name__}: {error}); expected a failed_batch_<step>.npz as "
             "training leaves it in its work directory"
         ) from error
+
+
+def describe_replay(path: Path, step: int, terms: list[str], at: int, metrics: Mapping[str, float]) -> str:
+    """What a replayed step gave, as a table.
+
+    Args:
+        path: the file of the batch.
+        step: the step that was refused, and its terms that were not finite.
+        terms: those.
+        at: step of the checkpoint it was replayed on.
+        metrics: what it gave.
+    """
+    lines = [
+        f"{path} broke step {step} ({', '.join(terms)}); here it meets the weights of step {at}, the newest checkpoint:"
+    ]
+    for name in sorted(metrics):
+        mark = "" if math.isfinite(metrics[name]) else "   <- not finite"
+        lines.append(f"  {name:32} {metrics[name]:<12.6g}{mark}")
+    if all(map(math.isfinite, metrics.values())):
+        lines.append(
+            "All terms are finite here, so the batch alone does not explain it: the weights of the steps between do. "
+            "Save more often (checkpoint.every) to come closer"
+        )
+    return "\n".join(lines)

@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -85,6 +86,30 @@ class RunLock:
         holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": now, "command": " ".join(sys.argv)[:400]}
         self._file.write(json.dumps(holder) + "\n")
         self._file.flush()
+
+
+@contextlib.contextmanager
+def held(workdir: Path, first: bool, any_process: Callable[[bool], bool]) -> Iterator[None]:
+    """A work directory held by the first of several processes; if it cannot be, all of them raise.
+
+    Args:
+        workdir: of the run.
+        first: whether this is the process that holds it.
+        any_process: whether a flag is set on any process; called by all of them.
+
+    Raises:
+        WorkdirError: another run holds it, or nothing can be written there.
+    """
+    failure: WorkdirError | None = None
+    with contextlib.ExitStack() as stack:
+        if first:
+            try:
+                stack.enter_context(RunLock(workdir))
+            except WorkdirError as error:
+                failure = error
+        if any_process(failure is not None):
+            raise failure or WorkdirError(f"the first process cannot use {workdir}; its message says why")
+        yield
 
 
 def _holder(file: IO[str]) -> str:

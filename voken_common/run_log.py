@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from voken_common.health import CollapseWatch
 from voken_common.visual import save_png
 
 logger = logging.getLogger("voken")
@@ -32,6 +33,7 @@ class RunLog:
         first_step: where it continues.
         images_per_step: global batch size, for the rate.
         rates: further rates that are logged: name -> what one image counts for.
+        collapse: looks at the codes that validations use.
         enabled: False on all processes but the first: nothing is written or shown.
     """
 
@@ -43,8 +45,10 @@ class RunLog:
         first_step: int,
         images_per_step: int,
         rates: Mapping[str, float] | None = None,
+        collapse: CollapseWatch | None = None,
         enabled: bool = True,
     ):
+        self.collapse = collapse
         self._workdir, self._enabled, self._images = Path(workdir), enabled, images_per_step
         self._rates = {"images_per_second": 1.0, **(rates or {})}
         self._writer = _event_writer(self._workdir / "tensorboard") if enabled else None
@@ -94,6 +98,12 @@ class RunLog:
         if self._enabled:
             tqdm.write(text, file=sys.stderr)
 
+    def warning(self, text: str) -> None:
+        """The same for what a user should look into; it goes to the program's log."""
+        if self._enabled:
+            with tqdm.external_write_mode(file=sys.stderr):
+                logger.warning(text)
+
     def __enter__(self) -> RunLog:
         return self
 
@@ -106,13 +116,17 @@ class RunLog:
 
 
 class StopRequest:
-    """Turns the first Ctrl-C or SIGTERM into a flag; the second Ctrl-C interrupts at once."""
+    """Turns the first Ctrl-C or SIGTERM into a flag; the second Ctrl-C interrupts at once.
 
-    def __init__(self) -> None:
-        self.requested = False
+    Args:
+        signals: those that are listened to.
+    """
+
+    def __init__(self, signals: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)) -> None:
+        self.requested, self._signals = False, signals
 
     def __enter__(self) -> StopRequest:
-        self._previous = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {s: signal.signal(s, self._receive) for s in self._signals}
         return self
 
     def __exit__(self, *_: object) -> None:

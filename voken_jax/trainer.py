@@ -2,52 +2,60 @@
 
 from __future__ import annotations
 
-import collections
 import logging
 from pathlib import Path
 from typing import Any
 
 import jax
-from clu import metrics as clu_metrics
 
-from voken_common.checkpoints import check_same_run
+from voken_common.checkpoints import Progress, check_same_run
 from voken_common.config import AnyConfig, to_yaml
-from voken_common.errors import NonFiniteError
 from voken_common.files import replacing
-from voken_common.run_log import RunLog, StopRequest
+from voken_common.health import INPUT_ADVICE, CollapseWatch, Heartbeat, InputWatch
+from voken_common.run_lock import held
+from voken_common.run_log import RunLog
 from voken_common.schema import Config
 from voken_jax.checkpoint import Checkpoints
 from voken_jax.generator_data import open_tokens
 from voken_jax.generator_task import GeneratorTask
-from voken_jax.task import Metrics, Task
-from voken_jax.tokenizer_step import failed_terms
+from voken_jax.profiling import Profiler
+from voken_jax.steps import Steps
+from voken_jax.stop import AgreedStop, any_process
+from voken_jax.task import Task
 from voken_jax.tokenizer_task import TokenizerTask, open_images
 
 logger = logging.getLogger("voken")
 
-STEPS_IN_FLIGHT = 2
 
+def train(config: AnyConfig, workdir: Path, profile: int = 0) -> dict[str, float]:
+    """Train to the end of the configuration, from the newest good checkpoint of `workdir` if there is one.
 
-def train(config: AnyConfig, workdir: Path) -> dict[str, float]:
-    """Train to the end of the configuration, from the newest checkpoint of `workdir` if there is one.
+    Args:
+        config: of a tokenizer or a generator.
+        workdir: where everything is written; no other run may use it meanwhile.
+        profile: trace this many steps.
 
     Returns:
         The metrics of the last validation; empty where there is no validation source or the run was stopped.
 
     Raises:
-        ValueError: settings, data or a checkpoint that cannot be used.
+        ValueError: settings, data, a checkpoint or a work directory that cannot be used.
         NonFiniteError: the run diverged; the state before the failing update is in the last checkpoint.
     """
     iterator = open_data(config)
-    task = build(config, -(-len(iterator.source) // config.training.batch_size))
-    checkpoints = Checkpoints(workdir, config.checkpoint)
     try:
-        state = _start(task, checkpoints, iterator)
-        _write_config(workdir, config)
-        return _loop(task, state, iterator, checkpoints, workdir)
+        task = build(config, -(-len(iterator.source) // config.training.batch_size))
+        with held(workdir, jax.process_index() == 0, any_process):
+            checkpoints = Checkpoints(workdir, config.checkpoint)
+            try:
+                state, progress = _start(task, checkpoints, iterator)
+                _write_config(workdir, config)
+                steps = Steps(task, state, progress, workdir)
+                return _Run(task, steps, iterator, checkpoints, workdir, profile).to_the_end()
+            finally:
+                checkpoints.close()
     finally:
         iterator.close()
-        checkpoints.close()
 
 
 def open_data(config: AnyConfig) -> Any:
@@ -60,15 +68,16 @@ def build(config: AnyConfig, per_epoch: int) -> Task:
     return TokenizerTask(config, per_epoch) if isinstance(config, Config) else GeneratorTask(config, per_epoch)
 
 
-def _start(task: Task, checkpoints: Checkpoints, iterator: Any) -> Any:
-    latest = checkpoints.latest_step()
+def _start(task: Task, checkpoints: Checkpoints, iterator: Any) -> tuple[Any, Progress]:
+    latest = checkpoints.recover()
     if latest is None:
-        return task.create()
-    changed = check_same_run(checkpoints.meta(latest).config, task.config)
+        return task.create(), Progress()
+    meta = checkpoints.meta(latest)
+    changed = check_same_run(meta.config, task.config)
     if changed:
         logger.info("settings changed since the checkpoint: %s", ", ".join(changed))
     logger.info("continuing at step %d", latest)
-    return checkpoints.restore(task.abstract, iterator)
+    return checkpoints.restore(task.abstract, iterator), meta.progress
 
 
 def _write_config(workdir: Path, config: AnyConfig) -> None:
@@ -77,66 +86,83 @@ def _write_config(workdir: Path, config: AnyConfig) -> None:
             file.write(to_yaml(config).encode())
 
 
-@jax.jit
-def _accumulate(total: dict[str, clu_metrics.Average] | None, metrics: Metrics) -> dict[str, clu_metrics.Average]:
-    new = {name: clu_metrics.Average.from_model_output(value) for name, value in metrics.items()}
-    return new if total is None else {name: total[name].merge(average) for name, average in new.items()}
+class _Run:
+    """The loop over steps, and what happens after some of them."""
 
+    def __init__(self, task: Task, steps: Steps, iterator: Any, checkpoints: Checkpoints, workdir: Path, profile: int):
+        self._task, self._steps, self._iterator, self._checkpoints = task, steps, iterator, checkpoints
+        config, first_process = task.config, jax.process_index() == 0
+        self._first = steps.number
+        self._log = RunLog(
+            workdir,
+            total_steps=task.total_steps,
+            first_step=steps.number,
+            images_per_step=config.training.batch_size,
+            rates=task.rates,
+            collapse=CollapseWatch(config.health),
+            enabled=first_process,
+        )
+        self._heartbeat = Heartbeat(workdir, config.health, config.training.batch_size, first_process)
+        self._watch = InputWatch(config.health, INPUT_ADVICE)
+        self._profiler = Profiler(workdir, profile)
 
-def _loop(task: Task, state: Any, iterator: Any, checkpoints: Checkpoints, workdir: Path) -> dict[str, float]:
-    config, first = task.config, int(state.step)
-    log = RunLog(
-        workdir,
-        total_steps=task.total_steps,
-        first_step=first,
-        images_per_step=config.training.batch_size,
-        rates=task.rates,
-        enabled=jax.process_index() == 0,
-    )
-    totals: Any = None
-    metrics: Metrics = {}
-    validated: dict[str, float] = {}
-    in_flight: collections.deque[Metrics] = collections.deque()
-    with log, StopRequest() as stop:
-        for number in range(first + 1, task.total_steps + 1):
-            batch = task.place(next(iterator))
-            with jax.transfer_guard_device_to_host("disallow"):
-                state, metrics = task.step(state, batch)
-                totals = _accumulate(totals, metrics)
-            in_flight.append(metrics)
-            if len(in_flight) > STEPS_IN_FLIGHT:
-                jax.block_until_ready(in_flight.popleft())
-            log.advance()
-            last = number == task.total_steps or stop.requested
-            if number % config.training.log_every == 0 or last:
-                require_finite(state, metrics)
-                means = {name: float(average.compute()) for name, average in totals.items()}
-                log.training(number, task.logged(means, number), task.shown)
-                totals = None
-            validated = {}
-            if _validates(task, number, last and not stop.requested):
-                require_finite(state, metrics)
-                validated = task.validate(state, log, number)
-            if number % config.checkpoint.every == 0 or last:
-                require_finite(state, metrics)
-                checkpoints.save(state, config, iterator, validated)
-            if number % config.validation.every == 0 or number % config.checkpoint.every == 0:
-                log.pause()
-            if stop.requested:
-                log.message(f"stopped at step {number}, checkpoint written: run the same command to continue")
-                return {}
-    if first >= task.total_steps:
-        logger.info("the run is finished: step %d of %d is on disk", first, task.total_steps)
-        return checkpoints.meta(first).metrics
-    return validated
+    def to_the_end(self) -> dict[str, float]:
+        """Train; see `train`."""
+        steps, total = self._steps, self._task.total_steps
+        validated: dict[str, float] = {}
+        with (
+            self._log,
+            self._heartbeat.lasting(lambda: steps.number),
+            self._watch,
+            self._profiler,
+            AgreedStop() as stop,
+        ):
+            while steps.number < total:
+                with self._watch.waiting():
+                    batch = next(self._iterator)
+                self._profiler.before_step()
+                steps.take(batch)
+                self._log.advance()
+                self._heartbeat.beat(steps.number)
+                stopping = stop.agreed(steps.number)
+                if not (stopping or self._due(steps.number)):
+                    continue
+                validated = {} if steps.settle() else self._after(steps.number)
+                if stopping:
+                    self._save(steps.number, validated)
+                    self._heartbeat.beat(steps.number, "stopped")
+                    self._log.message(
+                        f"stopped at step {steps.number}, checkpoint written: run the same command to continue"
+                    )
+                    return {}
+            self._heartbeat.beat(steps.number, "finished")
+        if self._first >= total:
+            logger.info("the run is finished: step %d of %d is on disk", self._first, total)
+            return self._checkpoints.meta(self._first).metrics
+        return validated
 
+    def _due(self, number: int) -> bool:
+        config = self._task.config
+        paces = (config.training.log_every, config.validation.every, config.checkpoint.every)
+        return number == self._task.total_steps or any(number % pace == 0 for pace in paces)
 
-def _validates(task: Task, number: int, at_end: bool) -> bool:
-    return task.validates and (at_end or number % task.config.validation.every == 0)
+    def _after(self, number: int) -> dict[str, float]:
+        """Log, validate and save where it is time to; what validation gave."""
+        config, last = self._task.config, number == self._task.total_steps
+        # A run that is stopped and continued logs what one without a break does: no means over a part of the steps.
+        if last or number % config.training.log_every == 0:
+            self._log.training(number, self._task.logged(self._steps.means(), number), self._task.shown)
+        validated: dict[str, float] = {}
+        if self._task.validates and (last or number % config.validation.every == 0):
+            self._heartbeat.beat(number, "validating")
+            validated = self._task.validate(self._steps.state, self._log, number)
+        if last or number % config.checkpoint.every == 0:
+            self._save(number, validated)
+        if number % config.validation.every == 0 or number % config.checkpoint.every == 0:
+            self._log.pause()
+        return validated
 
-
-def require_finite(state: Any, metrics: Metrics) -> None:
-    """Raise NonFiniteError, naming step and terms, if the state refused an update."""
-    failure = int(state.failure)
-    if failure:
-        raise NonFiniteError(int(state.step) + 1, failed_terms(failure, metrics))
+    def _save(self, number: int, validated: dict[str, float]) -> None:
+        self._heartbeat.beat(number, "saving")
+        state, progress = self._steps.state, self._steps.progress()
+        self._checkpoints.save(state, self._task.config, self._iterator, validated, progress)

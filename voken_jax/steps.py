@@ -1,0 +1,153 @@
+"""Steps that run a little ahead of what is known about them, their mean metrics, and what happens when one is refused.
+
+A step whose loss or gradient is not finite leaves the state as it was, and the state then stays so (`Task`), which the
+host learns some steps later. The batches since are kept until it has: a refused one is saved and skipped, and those
+after it are run again. So what is computed does not depend on how far ahead the host was.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from clu import metrics as clu_metrics
+
+from voken_common.checkpoints import Progress
+from voken_common.errors import NonFiniteError
+from voken_common.health import save_failed_batch
+from voken_jax.task import Metrics, Task
+from voken_jax.tokenizer_step import failed_terms
+
+logger = logging.getLogger("voken")
+
+AHEAD = 2
+"""Steps that may be under way while the next one is started."""
+
+Batch = dict[str, np.ndarray]
+Averages = dict[str, clu_metrics.Average]
+
+
+class _Flight(NamedTuple):
+    """A step that was started: its batch on the host, its metrics, and the failure bits of the state after it."""
+
+    batch: Batch
+    metrics: Metrics
+    failure: jax.Array
+
+
+@jax.jit
+def _accumulate(total: Averages | None, metrics: Metrics, failure: jax.Array) -> tuple[Averages, jax.Array]:
+    good = failure == 0
+    new = {
+        name: clu_metrics.Average(total=jnp.where(good, value, 0), count=good.astype(jnp.int32))
+        for name, value in metrics.items()
+    }
+    merged = new if total is None else {name: total[name].merge(average) for name, average in new.items()}
+    return merged, jnp.copy(failure)
+
+
+class Steps:
+    """The optimizer steps of a run.
+
+    Args:
+        task: what is trained.
+        state: where it starts; it is consumed.
+        progress: what the checkpoint says besides.
+        workdir: where batches of refused steps are kept.
+
+    Attributes:
+        state: after the steps started so far.
+        number: their number, counted from the beginning of the run; less after `settle` where one was refused.
+    """
+
+    def __init__(self, task: Task, state: Any, progress: Progress, workdir: Path):
+        self.state, self.number = state, int(state.step)
+        self._task, self._workdir, self._skipped = task, workdir, progress.skipped
+        self._flights: collections.deque[_Flight] = collections.deque()
+        self._totals: Averages | None = _restored(progress.averages)
+
+    def take(self, batch: Batch) -> None:
+        """Start one step on a batch, when not too many are under way.
+
+        Raises:
+            NonFiniteError: one of those before was refused, and no more may be skipped.
+        """
+        self._start(batch)
+        self._settle(AHEAD)
+
+    def settle(self) -> bool:
+        """Wait for all steps; whether any was refused, so that `number` is less than it was.
+
+        Raises:
+            NonFiniteError: as `take`.
+        """
+        return self._settle(0)
+
+    def means(self) -> dict[str, float]:
+        """Means of the metrics since the last call; only after `settle`."""
+        means = {name: float(average.compute()) for name, average in (self._totals or {}).items()}
+        self._totals = None
+        return means
+
+    def progress(self) -> Progress:
+        """What a checkpoint must hold besides the state; only after `settle`."""
+        totals = jax.device_get(self._totals or {})
+        averages = {name: (float(a.total), int(a.count), str(a.total.dtype)) for name, a in totals.items()}
+        return Progress(averages, self._skipped)
+
+    def _start(self, batch: Batch) -> None:
+        placed = self._task.place(batch)
+        with jax.transfer_guard_device_to_host("disallow"):
+            self.state, metrics = self._task.step(self.state, placed)
+            self._totals, failure = _accumulate(self._totals, metrics, self.state.failure)
+        self._flights.append(_Flight(batch, metrics, failure))
+        self.number += 1
+
+    def _settle(self, ahead: int) -> bool:
+        refused = False
+        while len(self._flights) > ahead:
+            flight = self._flights.popleft()
+            failure = int(flight.failure)
+            if failure:
+                self._skip(flight, failed_terms(failure, flight.metrics))
+                refused = True
+        return refused
+
+    def _skip(self, flight: _Flight, terms: list[str]) -> None:
+        step, allowed = int(self.state.step) + 1, self._task.config.health.max_skipped
+        process = (jax.process_index(), jax.process_count())
+        path = save_failed_batch(self._workdir, step, flight.batch, terms, process)
+        if self._skipped >= allowed:
+            raise NonFiniteError(step, terms, batch=path, skipped=self._skipped)
+        self._skipped += 1
+        if jax.process_index() == 0:
+            logger.warning(
+                "step %d: not finite: %s. This batch is skipped (%d of at most %d) and kept in %s",
+                step,
+                ", ".join(terms),
+                self._skipped,
+                allowed,
+                path,
+            )
+        zero = jax.device_put(np.zeros((), self.state.failure.dtype), self.state.failure.sharding)
+        self.state = dataclasses.replace(self.state, failure=zero)
+        again, self._flights = [later.batch for later in self._flights], collections.deque()
+        self.number = step - 1
+        for batch in again:
+            self._start(batch)
+
+
+def _restored(averages: Mapping[str, tuple[float, int, str]]) -> Averages | None:
+    if not averages:
+        return None
+    return {
+        name: clu_metrics.Average(total=np.asarray(total, kind), count=np.asarray(count, np.int32))
+        for name, (total, count, kind) in averages.items()
+    }

@@ -1,0 +1,51 @@
+"""A stop that all processes agree on, from Ctrl-C, SIGTERM or a cluster's preemption notice."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import TracebackType
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from voken_common.run_log import StopRequest
+
+
+class AgreedStop:
+    """Whether the run is to stop after this step; a context manager.
+
+    One process stops at the first signal. Several hand it to JAX's preemption service, which takes SIGTERM as its
+    notice and names a step that no process has passed yet, so that all of them save the same one.
+    """
+
+    def __init__(self) -> None:
+        self._several = jax.process_count() > 1
+        self._request = StopRequest((signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM))
+        self._forwarded = False
+
+    def __enter__(self) -> AgreedStop:
+        self._request.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._request.__exit__(kind, error, trace)
+
+    def agreed(self, number: int) -> bool:
+        """Whether to save and stop after step `number`; every process calls it after every step."""
+        if not self._several:
+            return self._request.requested
+        if self._request.requested and not self._forwarded:
+            self._forwarded = True
+            os.kill(os.getpid(), signal.SIGTERM)
+        return multihost_utils.reached_preemption_sync_point(number)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set on any process; all of them call it."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
