@@ -3,11 +3,13 @@
 `WORKDIR/checkpoints/<step>.pt` is a dict as `torch.save` writes it, of plain values and tensors on the CPU: what
 `Meta.to_dict` says, `generator` and `generator_ema` (weights by name), `rest` (everything else of the state) and `data`
 (the iterator's position). A file for inference has no `rest`, no `data`, and at least one set of weights. Files are
-written by the first process under a temporary name and renamed when they are whole.
+written by the first process under a temporary name and renamed when they are whole. The archive holds a checksum per
+tensor, which is verified before a file is used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import zipfile
 from pathlib import Path
@@ -21,17 +23,25 @@ from voken_common.checkpoints import (
     FOLDER,
     ITEMS,
     Meta,
+    Progress,
     Step,
     Weights,
     choose_step,
     describe_missing,
+    failed_write,
     kept_steps,
+    newest_good,
+    require_good,
+    set_aside,
 )
+from voken_common.config import AnyConfig
 from voken_common.errors import CheckpointError
 from voken_common.files import replacing
-from voken_common.schema import CheckpointConfig, Config
-from voken_torch.sharding import process_index, wait_for_all
-from voken_torch.state import TrainState
+from voken_common.generator_schema import GeneratorCheckpointConfig
+from voken_common.integrity import zip_problems
+from voken_common.schema import CheckpointConfig
+from voken_torch.sharding import gather_objects, gathered, process_index, wait_for_all
+from voken_torch.task import State
 
 FORMAT = "voken"
 _UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
@@ -55,42 +65,79 @@ class Checkpoints:
         config: how many to keep, and by which metric the best are chosen.
     """
 
-    def __init__(self, workdir: str | Path, config: CheckpointConfig):
+    def __init__(self, workdir: str | Path, config: CheckpointConfig | GeneratorCheckpointConfig):
         self._folder, self._config = Path(workdir) / FOLDER, config
+        self._found: tuple[int | None, list[int]] | None = None
 
     def latest_step(self) -> int | None:
-        """The newest step on disk, or None."""
-        return max(steps_in(self._folder), default=None)
+        """The newest step on disk that is not damaged, or None; damaged ones after it are told.
 
-    def save(self, state: TrainState, config: Config, iterator: Positioned, metrics: dict[str, float]) -> None:
-        """Write the current step, then drop what need not be kept. All processes call it, the first one writes."""
+        All processes call it, the first one looks.
+
+        Raises:
+            DamagedError: there are steps, and all are damaged.
+        """
+        if self._found is None:
+            self._found = self._look()
+        return self._found[0]
+
+    def recover(self) -> int | None:
+        """`latest_step`, for a run that continues there: damaged steps after it are moved out of its way."""
+        latest = self.latest_step()
+        assert self._found is not None
+        if self._found[1]:
+            if process_index() == 0:
+                set_aside(self._folder.parent, [self._folder / f"{step}.pt" for step in self._found[1]])
+            self._found = (latest, [])
+        return latest
+
+    def save(
+        self,
+        state: State,
+        config: AnyConfig,
+        iterator: Positioned,
+        metrics: dict[str, float],
+        progress: Progress | None = None,
+    ) -> None:
+        """Write the current step, then drop what need not be kept. All processes call it, the first one writes.
+
+        Raises:
+            CheckpointError: it cannot be written; the steps before are as they were.
+        """
+        # Split weights become whole for the file, so that any number of processes continues from it.
+        values = gathered(state.to_dict())
         if process_index() == 0 and state.step not in steps_in(self._folder):
-            values = state.to_dict()
             del values["step"]
+            weights = {item: values.pop(item) for item in ITEMS.values()}
             content = {
                 "format": FORMAT,
-                **Meta(config, state.step, metrics).to_dict(),
-                **{item: on_cpu(values.pop(item)) for item in ITEMS.values()},
-                "rest": on_cpu(values),
+                **Meta(config, state.step, metrics, progress or Progress()).to_dict(),
+                **{item: tensors for item, tensors in weights.items() if tensors},
+                "rest": values,
                 "data": iterator.get_state(),
             }
-            with replacing(self._folder / f"{state.step}.pt") as file:
-                torch.save(content, file)
+            try:
+                with replacing(self._folder / f"{state.step}.pt") as file:
+                    torch.save(content, file)
+            # A full disk reaches us as OSError from the file or as RuntimeError from what torch makes of it.
+            except (OSError, RuntimeError) as error:
+                raise failed_write(state.step, self._folder, error, sorted(steps_in(self._folder))) from error
             self._drop_old()
+            self._found = None
         wait_for_all()
 
-    def restore(self, state: TrainState, iterator: Positioned) -> None:
+    def restore(self, state: State, iterator: Positioned) -> None:
         """Bring state and iterator to the newest step.
 
         Raises:
             CheckpointError: it cannot be read, or was written for inference only.
             NameMismatch: it belongs to other networks.
         """
-        path = steps_in(self._folder)[max(steps_in(self._folder))]
+        path = self._folder / f"{self.latest_step()}.pt"
         content = read(path)
         if "rest" not in content or "data" not in content:
             raise CheckpointError(f"{path} holds weights alone, for inference; training continues from a whole state")
-        weights = {item: content[item] for item in ITEMS.values()}
+        weights = {item: content.get(item, {}) for item in ITEMS.values()}
         state.load_dict({"step": torch.tensor(content["step"]), **weights, **content["rest"]})
         iterator.set_state(content["data"])
 
@@ -98,10 +145,30 @@ class Checkpoints:
         """What a step on disk says about itself."""
         return read_meta(self._folder / f"{step}.pt")
 
+    def _look(self) -> tuple[int | None, list[int]]:
+        """(newest good step, damaged ones after it), or the error, as the first process finds it."""
+        found: Any = None
+        if process_index() == 0:
+            steps = steps_in(self._folder)
+            try:
+                found = newest_good(steps, file_problems if self._config.checksums else _no_problems) if steps else None
+            except CheckpointError as error:
+                found = error
+        others = gather_objects(found)
+        if process_index():
+            found = others[0]
+        if isinstance(found, CheckpointError):
+            raise found
+        return found or (None, [])
+
     def _drop_old(self) -> None:
+        """Steps that cannot be read count for nothing, so the last good one is never dropped."""
+        metrics: dict[int, dict[str, float]] = {}
         steps = steps_in(self._folder)
-        kept = kept_steps({step: read_meta(path).metrics for step, path in steps.items()}, self._config)
-        for step in set(steps) - kept:
+        for step, path in steps.items():
+            with contextlib.suppress(CheckpointError):
+                metrics[step] = read_meta(path).metrics
+        for step in set(metrics) - kept_steps(metrics, self._config):
             steps[step].unlink()
 
 
@@ -110,23 +177,33 @@ def steps_in(folder: Path) -> dict[int, Path]:
     return {int(path.stem): path for path in folder.glob("*.pt") if path.stem.isdecimal()}
 
 
-def find_step(checkpoint: str | Path, step: Step = "latest") -> Path:
-    """The file of one step.
+def file_problems(path: Path) -> list[str]:
+    """What is wrong with a checkpoint file, one line each; empty for a good one."""
+    return zip_problems(path, lambda: torch_pickle.storage_names(path))
+
+
+def find_step(checkpoint: str | Path, step: Step = "latest", *, verify: bool = True) -> Path:
+    """The file of one step; damaged ones are passed over with a warning.
 
     Args:
         checkpoint: a work directory, its `checkpoints` folder, or a checkpoint file.
         step: a number, `latest`, or `best` by the run's own metric.
+        verify: whether to read the whole file and verify its checksums.
 
     Raises:
         CheckpointError: nothing there, or not that step.
+        DamagedError: it is damaged, and asked for by number or as a file, or there is no good one.
     """
     path = Path(checkpoint)
+    problems = file_problems if verify else _no_problems
     if path.is_file():
+        if path.suffix == ".pt" and zipfile.is_zipfile(path):
+            require_good(path, problems(path), [])
         return path
     steps = steps_in(path / FOLDER) or steps_in(path)
     if not steps:
         raise CheckpointError(describe_missing(path, "python -m voken_torch.train", "<step>.pt"))
-    return choose_step(steps, step, read_meta)
+    return choose_step(steps, step, read_meta, problems)
 
 
 def read_meta(path: Path) -> Meta:
@@ -166,11 +243,8 @@ def load_generator(path: Path, weights: Weights | None = None) -> dict[str, Tens
     return dict(content[ITEMS[chosen]])
 
 
-def on_cpu(value: Any) -> Any:
-    """Nested dictionaries with every tensor in host memory; a tensor that is there already is not copied."""
-    if isinstance(value, dict):
-        return {key: on_cpu(item) for key, item in value.items()}
-    return value.detach().cpu() if isinstance(value, Tensor) else value
+def _no_problems(_: Path) -> list[str]:
+    return []
 
 
 def _checked(content: Any, path: Path) -> dict[str, Any]:

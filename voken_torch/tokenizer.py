@@ -59,6 +59,7 @@ class Tokenizer:
         step: Step = "latest",
         weights: Weights | None = None,
         runtime: Runtime | None = None,
+        verify: bool = True,
     ) -> Tokenizer:
         """Read a checkpoint; nothing but its folder or file is needed.
 
@@ -67,11 +68,12 @@ class Tokenizer:
             step: which step of a work directory.
             weights: `ema` (averages, for evaluation), `raw`, or None: the averages if there are any.
             runtime: where to compute; the CPU by default.
+            verify: whether to verify the checksums of the file.
 
         Raises:
-            CheckpointError: there is no such checkpoint, or it cannot be read.
+            CheckpointError: there is no such checkpoint, it is damaged, or it cannot be read.
         """
-        path = find_step(checkpoint, step)
+        path = find_step(checkpoint, step, verify=verify)
         if not is_safetensors(path):
             return cls(read_meta(path).tokenizer, load_generator(path, weights), runtime)
         meta, arrays = read_safetensors(path, weights)
