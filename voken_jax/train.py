@@ -1,6 +1,7 @@
 """Train a tokenizer or a generator: `python -m voken_jax.train --config FILE [--workdir DIR] [--set key=value ...]`.
 
 The same command continues an interrupted run. Ctrl-C (or SIGTERM) ends the current step, writes a checkpoint and stops.
+Several hosts: the same command on each of them; see docs/scaling.md and scripts/launch_slurm.sh, launch_tpu.sh.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+
+from voken_jax import distributed
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -23,11 +26,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--dry-run", action="store_true", help="build and compile, report parameters, memory and FLOPs, train nothing"
     )
     parser.add_argument("--cpu-devices", type=int, metavar="N", help="use N simulated CPU devices instead of real ones")
+    distributed.add_options(parser)
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 done or stopped on request, 2 for input that cannot be used, 3 for a run that diverged."""
+    """Exit status: 0 done or stopped, 2 for input that cannot be used, 3 for a run that diverged, 4 for a lost process."""
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.WARNING)
@@ -47,17 +51,21 @@ def main(arguments: list[str] | None = None) -> int:
         if options.dry_run:
             dry_run(config)
         else:
-            train(config, Path(options.workdir or Path("runs") / config.name))
+            with distributed.session(options):
+                train(config, Path(options.workdir or Path("runs") / config.name))
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
     except (ValueError, OSError, RuntimeError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError):
-            raise
+            if jax.process_count() == 1:
+                raise
+            print(f"error: {distributed.describe_lost(error)}", file=sys.stderr)
+            return distributed.LOST
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(distributed.leave(main()))
