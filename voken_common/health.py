@@ -27,6 +27,8 @@ from voken_common.schema import HealthConfig
 logger = logging.getLogger("voken")
 
 HEARTBEAT = "heartbeat.json"
+SKIPPED = "step %d: not finite: %s. This batch is skipped (%d of at most %d) and kept in %s"
+"""The warning about a refused batch: step, terms, how many, how many are allowed, file."""
 Phase = Literal["training", "validating", "saving", "finished", "stopped", "failed"]
 
 

@@ -21,7 +21,7 @@ from clu import metrics as clu_metrics
 
 from voken_common.checkpoints import Progress
 from voken_common.errors import NonFiniteError
-from voken_common.health import save_failed_batch
+from voken_common.health import SKIPPED, save_failed_batch
 from voken_jax.task import Metrics, Task
 from voken_jax.tokenizer_step import failed_terms
 
@@ -128,14 +128,7 @@ class Steps:
             raise NonFiniteError(step, terms, batch=path, skipped=self._skipped)
         self._skipped += 1
         if jax.process_index() == 0:
-            logger.warning(
-                "step %d: not finite: %s. This batch is skipped (%d of at most %d) and kept in %s",
-                step,
-                ", ".join(terms),
-                self._skipped,
-                allowed,
-                path,
-            )
+            logger.warning(SKIPPED, step, ", ".join(terms), self._skipped, allowed, path)
         zero = jax.device_put(np.zeros((), self.state.failure.dtype), self.state.failure.sharding)
         self.state = dataclasses.replace(self.state, failure=zero)
         again, self._flights = [later.batch for later in self._flights], collections.deque()

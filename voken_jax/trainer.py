@@ -11,14 +11,13 @@ import jax
 from voken_common.checkpoints import Progress, check_same_run
 from voken_common.config import AnyConfig, to_yaml
 from voken_common.files import replacing
-from voken_common.health import INPUT_ADVICE, CollapseWatch, Heartbeat, InputWatch
+from voken_common.profiling import FOLDER, Profiler
 from voken_common.run_lock import held
-from voken_common.run_log import RunLog
+from voken_common.run_loop import Hooks, RunLoop
 from voken_common.schema import Config
 from voken_jax.checkpoint import Checkpoints
 from voken_jax.generator_data import open_tokens
 from voken_jax.generator_task import GeneratorTask
-from voken_jax.profiling import Profiler
 from voken_jax.steps import Steps
 from voken_jax.stop import AgreedStop, any_process
 from voken_jax.task import Task
@@ -51,7 +50,7 @@ def train(config: AnyConfig, workdir: Path, profile: int = 0) -> dict[str, float
                 state, progress = _start(task, checkpoints, iterator)
                 _write_config(workdir, config)
                 steps = Steps(task, state, progress, workdir)
-                return _Run(task, steps, iterator, checkpoints, workdir, profile).to_the_end()
+                return _run(task, steps, iterator, checkpoints, workdir, profile)
             finally:
                 checkpoints.close()
     finally:
@@ -86,83 +85,25 @@ def _write_config(workdir: Path, config: AnyConfig) -> None:
             file.write(to_yaml(config).encode())
 
 
-class _Run:
-    """The loop over steps, and what happens after some of them."""
-
-    def __init__(self, task: Task, steps: Steps, iterator: Any, checkpoints: Checkpoints, workdir: Path, profile: int):
-        self._task, self._steps, self._iterator, self._checkpoints = task, steps, iterator, checkpoints
-        config, first_process = task.config, jax.process_index() == 0
-        self._first = steps.number
-        self._log = RunLog(
-            workdir,
-            total_steps=task.total_steps,
-            first_step=steps.number,
-            images_per_step=config.training.batch_size,
-            rates=task.rates,
-            collapse=CollapseWatch(config.health),
-            enabled=first_process,
+def _run(
+    task: Task, steps: Steps, iterator: Any, checkpoints: Checkpoints, workdir: Path, profile: int
+) -> dict[str, float]:
+    first, folder = steps.number, workdir / FOLDER
+    with AgreedStop() as stop:
+        hooks = Hooks(
+            validate=lambda log, number: task.validate(steps.state, log, number),
+            save=lambda metrics, progress: checkpoints.save(steps.state, task.config, iterator, metrics, progress),
+            stops=stop.agreed,
+            profiler=Profiler(folder, profile, lambda: jax.profiler.start_trace(str(folder)), _end_trace),
+            first_process=jax.process_index() == 0,
         )
-        self._heartbeat = Heartbeat(workdir, config.health, config.training.batch_size, first_process)
-        self._watch = InputWatch(config.health, INPUT_ADVICE)
-        self._profiler = Profiler(workdir, profile)
+        validated = RunLoop(task, steps, iterator, workdir, hooks).to_the_end()
+    if first >= task.total_steps:
+        logger.info("the run is finished: step %d of %d is on disk", first, task.total_steps)
+        return checkpoints.meta(first).metrics
+    return validated or {}
 
-    def to_the_end(self) -> dict[str, float]:
-        """Train; see `train`."""
-        steps, total = self._steps, self._task.total_steps
-        validated: dict[str, float] = {}
-        with (
-            self._log,
-            self._heartbeat.lasting(lambda: steps.number),
-            self._watch,
-            self._profiler,
-            AgreedStop() as stop,
-        ):
-            while steps.number < total:
-                with self._watch.waiting():
-                    batch = next(self._iterator)
-                self._profiler.before_step()
-                steps.take(batch)
-                self._log.advance()
-                self._heartbeat.beat(steps.number)
-                stopping = stop.agreed(steps.number)
-                if not (stopping or self._due(steps.number)):
-                    continue
-                validated = {} if steps.settle() else self._after(steps.number)
-                if stopping:
-                    self._save(steps.number, validated)
-                    self._heartbeat.beat(steps.number, "stopped")
-                    self._log.message(
-                        f"stopped at step {steps.number}, checkpoint written: run the same command to continue"
-                    )
-                    return {}
-            self._heartbeat.beat(steps.number, "finished")
-        if self._first >= total:
-            logger.info("the run is finished: step %d of %d is on disk", self._first, total)
-            return self._checkpoints.meta(self._first).metrics
-        return validated
 
-    def _due(self, number: int) -> bool:
-        config = self._task.config
-        paces = (config.training.log_every, config.validation.every, config.checkpoint.every)
-        return number == self._task.total_steps or any(number % pace == 0 for pace in paces)
-
-    def _after(self, number: int) -> dict[str, float]:
-        """Log, validate and save where it is time to; what validation gave."""
-        config, last = self._task.config, number == self._task.total_steps
-        # A run that is stopped and continued logs what one without a break does: no means over a part of the steps.
-        if last or number % config.training.log_every == 0:
-            self._log.training(number, self._task.logged(self._steps.means(), number), self._task.shown)
-        validated: dict[str, float] = {}
-        if self._task.validates and (last or number % config.validation.every == 0):
-            self._heartbeat.beat(number, "validating")
-            validated = self._task.validate(self._steps.state, self._log, number)
-        if last or number % config.checkpoint.every == 0:
-            self._save(number, validated)
-        if number % config.validation.every == 0 or number % config.checkpoint.every == 0:
-            self._log.pause()
-        return validated
-
-    def _save(self, number: int, validated: dict[str, float]) -> None:
-        self._heartbeat.beat(number, "saving")
-        state, progress = self._steps.state, self._steps.progress()
-        self._checkpoints.save(state, self._task.config, self._iterator, validated, progress)
+def _end_trace() -> None:
+    jax.effects_barrier()
+    jax.profiler.stop_trace()

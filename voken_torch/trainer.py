@@ -7,39 +7,51 @@ from typing import Any
 
 import torch
 
-from voken_common.checkpoints import check_same_run
+from voken_common.checkpoints import Progress, check_same_run
 from voken_common.config import AnyConfig, to_yaml
 from voken_common.files import replacing
-from voken_common.run_log import RunLog, StopRequest
+from voken_common.profiling import FOLDER, Profiler
+from voken_common.run_lock import held
+from voken_common.run_log import StopRequest
+from voken_common.run_loop import Hooks, RunLoop
 from voken_common.schema import Config
 from voken_torch.checkpoint import Checkpoints
 from voken_torch.device import Runtime
 from voken_torch.generator_task import GeneratorTask, open_tokens
 from voken_torch.sharding import any_process, check_config, process_index, wait_for_all
-from voken_torch.task import Metrics, Task, tell
+from voken_torch.steps import Steps
+from voken_torch.task import Task, tell
 from voken_torch.tokenizer_task import TokenizerTask, open_images
 
 
-def train(config: AnyConfig, workdir: Path, runtime: Runtime | None = None) -> dict[str, float]:
-    """Train to the end of the configuration, from the newest checkpoint of `workdir` if there is one.
+def train(config: AnyConfig, workdir: Path, runtime: Runtime | None = None, profile: int = 0) -> dict[str, float]:
+    """Train to the end of the configuration, from the newest good checkpoint of `workdir` if there is one.
 
     Every process of a distributed run calls it with its own runtime (`device.start`); the first one writes.
+
+    Args:
+        config: of a tokenizer or a generator.
+        workdir: where everything is written; no other run may use it meanwhile.
+        runtime: this process's device; the CPU by default.
+        profile: trace this many steps.
 
     Returns:
         The metrics of the last validation; empty where there is no validation source or the run was stopped.
 
     Raises:
-        ValueError: settings, data or a checkpoint that cannot be used.
+        ValueError: settings, data, a checkpoint or a work directory that cannot be used.
         NonFiniteError: the run diverged; the state before the failing update is in the last checkpoint.
     """
     check_config(config)
     iterator = open_data(config)
     try:
-        task = build(config, -(-len(iterator.source) // config.training.batch_size), runtime or Runtime())
-        checkpoints = Checkpoints(workdir, config.checkpoint)
-        _resume(task, checkpoints, iterator)
-        _write_config(workdir, config)
-        return _loop(task, iterator, checkpoints, workdir)
+        runtime = runtime or Runtime()
+        task = build(config, -(-len(iterator.source) // config.training.batch_size), runtime)
+        with held(workdir, process_index() == 0, lambda flag: any_process(flag, runtime.device)):
+            checkpoints = Checkpoints(workdir, config.checkpoint)
+            progress = _resume(task, checkpoints, iterator)
+            _write_config(workdir, config)
+            return _run(task, Steps(task, progress, workdir), iterator, checkpoints, workdir, profile)
     finally:
         iterator.close()
 
@@ -56,17 +68,19 @@ def build(config: AnyConfig, per_epoch: int, runtime: Runtime) -> Task:
     return GeneratorTask(config, per_epoch, runtime)
 
 
-def _resume(task: Task, checkpoints: Checkpoints, iterator: Any) -> None:
-    latest = checkpoints.latest_step()
+def _resume(task: Task, checkpoints: Checkpoints, iterator: Any) -> Progress:
+    latest = checkpoints.recover()
     # No process may write before all have looked.
     wait_for_all()
     if latest is None:
-        return
-    changed = check_same_run(checkpoints.meta(latest).config, task.config)
+        return Progress()
+    meta = checkpoints.meta(latest)
+    changed = check_same_run(meta.config, task.config)
     if changed:
         tell("settings changed since the checkpoint: %s", ", ".join(changed))
     tell("continuing at step %d", latest)
     checkpoints.restore(task.state, iterator)
+    return meta.progress
 
 
 def _write_config(workdir: Path, config: AnyConfig) -> None:
@@ -75,61 +89,26 @@ def _write_config(workdir: Path, config: AnyConfig) -> None:
             file.write(to_yaml(config).encode())
 
 
-class _Totals:
-    """Sums of metrics between two logged steps; they stay on the device until they are read."""
+def _run(
+    task: Task, steps: Steps, iterator: Any, checkpoints: Checkpoints, workdir: Path, profile: int
+) -> dict[str, float]:
+    first = steps.number
+    trace = torch.profiler.profile(activities=torch.profiler.supported_activities())
 
-    def __init__(self) -> None:
-        self._sums: Metrics = {}
-        self._count = 0
+    def end_trace() -> None:
+        trace.stop()
+        trace.export_chrome_trace(str(workdir / FOLDER / f"trace_{process_index()}.json"))
 
-    def add(self, metrics: Metrics) -> None:
-        """Take the metrics of one step."""
-        self._sums = {name: value + self._sums.get(name, 0.0) for name, value in metrics.items()}
-        self._count += 1
-
-    def means(self) -> dict[str, float]:
-        """Means since the last call."""
-        values = torch.stack(list(self._sums.values())).div(self._count).tolist()
-        means = dict(zip(self._sums, values, strict=True))
-        self._sums, self._count = {}, 0
-        return means
-
-
-def _loop(task: Task, iterator: Any, checkpoints: Checkpoints, workdir: Path) -> dict[str, float]:
-    config, state, first = task.config, task.state, task.state.step
-    log = RunLog(
-        workdir,
-        total_steps=task.total_steps,
-        first_step=first,
-        images_per_step=config.training.batch_size,
-        rates=task.rates,
-        enabled=process_index() == 0,
-    )
-    totals = _Totals()
-    validated: dict[str, float] = {}
-    with log, StopRequest() as stop:
-        for number in range(first + 1, task.total_steps + 1):
-            totals.add(task.step(next(iterator)))
-            log.advance()
-            stopping = any_process(stop.requested, task.runtime.device)
-            last = number == task.total_steps or stopping
-            if number % config.training.log_every == 0 or last:
-                log.training(number, task.logged(totals.means(), number), task.shown)
-            validated = {}
-            if _validates(task, number, last and not stopping):
-                validated = task.validate(log, number)
-            if number % config.checkpoint.every == 0 or last:
-                checkpoints.save(state, config, iterator, validated)
-            if number % config.validation.every == 0 or number % config.checkpoint.every == 0:
-                log.pause()
-            if stopping:
-                log.message(f"stopped at step {number}, checkpoint written: run the same command to continue")
-                return {}
+    with StopRequest() as stop:
+        hooks = Hooks(
+            validate=task.validate,
+            save=lambda metrics, progress: checkpoints.save(task.state, task.config, iterator, metrics, progress),
+            stops=lambda _: any_process(stop.requested, task.runtime.device),
+            profiler=Profiler(workdir / FOLDER, profile, trace.start, end_trace),
+            first_process=process_index() == 0,
+        )
+        validated = RunLoop(task, steps, iterator, workdir, hooks).to_the_end()
     if first >= task.total_steps:
         tell("the run is finished: step %d of %d is on disk", first, task.total_steps)
         return checkpoints.meta(first).metrics
-    return validated
-
-
-def _validates(task: Task, number: int, at_end: bool) -> bool:
-    return task.validates and (at_end or number % task.config.validation.every == 0)
+    return validated or {}

@@ -14,7 +14,7 @@ from tests.e2e.test_torch_train import assert_same_content
 from tests.e2e.tiny import TINY, tiny_config
 from tests.e2e.tiny_generator import ADAPTIVE, FACTORIZED, STEPS, generator_config, generator_mapping, write_generator
 from tests.e2e.tiny_generator import write_shards as shards_in
-from voken_torch import trainer
+from voken_common.run_log import RunLog
 from voken_torch.checkpoint import Checkpoints, find_step, read, read_meta, steps_in
 from voken_torch.state import create_state
 from voken_torch.tokenizer import Tokenizer
@@ -82,7 +82,7 @@ def test_a_run_leaves_what_it_promises(trained):
 
 def test_what_is_logged(shards, tmp_path, monkeypatch):
     logged = []
-    monkeypatch.setattr(trainer.RunLog, "training", lambda log, step, values, shown: logged.append((step, values)))
+    monkeypatch.setattr(RunLog, "training", lambda log, step, values, shown: logged.append((step, values)))
     shards_in(tmp_path, ADAPTIVE["vocabularies"])
     config = generator_config(tmp_path, ADAPTIVE, data={"validation": None})
     assert train(config, tmp_path / "run") == {}
@@ -100,7 +100,7 @@ def test_what_is_logged(shards, tmp_path, monkeypatch):
 
 def test_stopped_and_resumed_equals_at_once(trained, tmp_path, monkeypatch):
     workdir, config, metrics = trained
-    own, advance, steps = tmp_path / "run", trainer.RunLog.advance, []
+    own, advance, steps = tmp_path / "run", RunLog.advance, []
 
     def interrupted(log):
         advance(log)
@@ -108,7 +108,7 @@ def test_stopped_and_resumed_equals_at_once(trained, tmp_path, monkeypatch):
         if len(steps) == STEPS // 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(trainer.RunLog, "advance", interrupted)
+    monkeypatch.setattr(RunLog, "advance", interrupted)
     assert train(config, own) == {}
     assert find_step(own).name == f"{STEPS // 2}.pt"
     assert train(config, own) == metrics

@@ -17,8 +17,8 @@ from tests.e2e.conftest import record_batches
 from tests.e2e.tiny import STEPS, tiny_config, write
 from voken_common.config import load_config, with_overrides
 from voken_common.errors import CheckpointError
+from voken_common.run_log import RunLog
 from voken_jax.convert import main as convert
-from voken_torch import trainer
 from voken_torch.checkpoint import find_step, read, read_meta, steps_in
 from voken_torch.reconstruct import main as reconstruct
 from voken_torch.tokenizer import Tokenizer
@@ -75,14 +75,14 @@ def test_it_is_fed_what_jax_is_fed(trained_in_torch, trained):
 def test_stopped_and_resumed_equals_at_once(trained_in_torch, tmp_path, monkeypatch, caplog):
     workdir, expected_metrics, expected_batches = trained_in_torch
     config, own = tiny_config(tmp_path), tmp_path / "run"
-    batches, advance = record_batches(monkeypatch), trainer.RunLog.advance
+    batches, advance = record_batches(monkeypatch), RunLog.advance
 
     def interrupted(log):
         advance(log)
         if len(batches) == STEPS // 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(trainer.RunLog, "advance", interrupted)
+    monkeypatch.setattr(RunLog, "advance", interrupted)
     assert train(config, own) == {}
     assert find_step(own).name == f"{STEPS // 2}.pt"
     caplog.set_level("INFO", "voken")

@@ -14,7 +14,7 @@ from tests.e2e.tiny import STEPS, quantized_by, tiny_config, write
 from voken_common.config import load_config, validate, with_overrides
 from voken_common.data.pipeline import TrainIterator, build_train_iterator
 from voken_common.errors import CheckpointError, NonFiniteError
-from voken_common.run_log import StopRequest
+from voken_common.run_log import RunLog, StopRequest
 from voken_jax import trainer
 from voken_jax.checkpoint import Checkpoints, find_step, read_meta
 from voken_jax.dry_run import dry_run
@@ -62,14 +62,14 @@ def test_a_run_leaves_what_it_promises(trained):
 
 def test_stopped_and_resumed_equals_at_once(trained, tmp_path, monkeypatch, caplog):
     config, workdir = tiny_config(tmp_path), tmp_path / "run"
-    batches, advance, handler = record_batches(monkeypatch), trainer.RunLog.advance, signal.getsignal(signal.SIGINT)
+    batches, advance, handler = record_batches(monkeypatch), RunLog.advance, signal.getsignal(signal.SIGINT)
 
     def interrupted(log):
         advance(log)
         if len(batches) == STEPS // 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(trainer.RunLog, "advance", interrupted)
+    monkeypatch.setattr(RunLog, "advance", interrupted)
     assert train(config, workdir) == {}
     assert signal.getsignal(signal.SIGINT) is handler
     assert find_step(workdir).name == str(STEPS // 2)

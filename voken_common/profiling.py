@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-
-import jax
 
 logger = logging.getLogger("voken")
 
@@ -16,15 +15,18 @@ WARM_UP = 3
 
 
 class Profiler:
-    """Traces some steps of a run with `jax.profiler`, after a few others; a context manager.
+    """Traces some steps of a run after a few others; a context manager.
 
     Args:
-        workdir: the trace goes to its `profile` folder, for TensorBoard's profile plugin or Perfetto.
+        folder: where the trace goes.
         steps: how many; 0: none.
+        start: starts a trace.
+        stop: ends it and writes it.
     """
 
-    def __init__(self, workdir: Path, steps: int):
-        self._folder, self._left, self._wait, self._running = workdir / FOLDER, steps, WARM_UP, False
+    def __init__(self, folder: Path, steps: int, start: Callable[[], object], stop: Callable[[], object]):
+        self._folder, self._left, self._wait, self._running = folder, steps, WARM_UP, False
+        self._start, self._stop = start, stop
 
     def before_step(self) -> None:
         """Call it before every step; the trace starts and ends here."""
@@ -35,14 +37,14 @@ class Profiler:
         elif self._left and self._wait:
             self._wait -= 1
         elif self._left:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._start()
             self._running = True
-            jax.profiler.start_trace(str(self._folder))
 
     def _end(self) -> None:
         if self._running:
             self._running, self._left = False, 0
-            jax.effects_barrier()
-            jax.profiler.stop_trace()
+            self._stop()
             logger.info("the trace is in %s", self._folder)
 
     def __enter__(self) -> Profiler:
@@ -52,3 +54,5 @@ class Profiler:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._end()
+        if self._left and kind is None:
+            logger.warning("no trace was made: the run had no more than %d steps left", WARM_UP)

@@ -1,0 +1,151 @@
+"""The training loop of both frameworks: steps, logging, validation, checkpoints, a clean stop, and signs of life."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from voken_common.checkpoints import Progress
+from voken_common.config import AnyConfig
+from voken_common.health import INPUT_ADVICE, CollapseWatch, Heartbeat, InputWatch
+from voken_common.profiling import Profiler
+from voken_common.run_log import RunLog
+
+
+class Steps(Protocol):
+    """The optimizer steps of a run; see `voken_jax.steps` and `voken_torch.steps`."""
+
+    number: int
+
+    def take(self, batch: dict[str, np.ndarray]) -> None:
+        """Start or make one step."""
+
+    def settle(self) -> bool:
+        """Wait for all steps; whether one was refused, so that `number` is less than it was."""
+
+    def means(self) -> dict[str, float]:
+        """Means of the metrics since the last call."""
+
+    def progress(self) -> Progress:
+        """What a checkpoint must hold besides the state."""
+
+
+class Task(Protocol):
+    """What is trained, as far as the loop has to know."""
+
+    config: AnyConfig
+    total_steps: int
+    shown: tuple[str, ...]
+    rates: Mapping[str, float]
+
+    def logged(self, means: dict[str, float], number: int) -> dict[str, float]:
+        """What is logged after the `number`-th step."""
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is anything to validate on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """What each framework does its own way.
+
+    Attributes:
+        validate: (log, number of the step) -> metrics.
+        save: (metrics of the validation, if any; progress) -> None.
+        stops: whether to stop after a step, agreed by all processes.
+        profiler: traces some steps.
+        first_process: whether this process speaks and writes.
+    """
+
+    validate: Callable[[RunLog, int], dict[str, float]]
+    save: Callable[[dict[str, float], Progress], None]
+    stops: Callable[[int], bool]
+    profiler: Profiler
+    first_process: bool
+
+
+class RunLoop:
+    """One run, from the step it starts at to its end or until it is stopped.
+
+    Args:
+        task: what is trained.
+        steps: its optimizer steps.
+        batches: the training data of this process.
+        workdir: where everything is written.
+        hooks: what each framework does its own way.
+    """
+
+    def __init__(self, task: Task, steps: Steps, batches: Iterator[Any], workdir: Path, hooks: Hooks):
+        self._task, self._steps, self._batches, self._hooks = task, steps, batches, hooks
+        config = task.config
+        self._log = RunLog(
+            workdir,
+            total_steps=task.total_steps,
+            first_step=steps.number,
+            images_per_step=config.training.batch_size,
+            rates=task.rates,
+            collapse=CollapseWatch(config.health),
+            enabled=hooks.first_process,
+        )
+        self._heartbeat = Heartbeat(workdir, config.health, config.training.batch_size, hooks.first_process)
+        self._watch = InputWatch(config.health, INPUT_ADVICE)
+        self._reached = steps.number
+
+    def to_the_end(self) -> dict[str, float] | None:
+        """Train; the metrics of the validation at the last step, or None for a run that was stopped before."""
+        steps, validated = self._steps, {}
+        with self._log, self._heartbeat.lasting(lambda: steps.number), self._watch, self._hooks.profiler as profiler:
+            while steps.number < self._task.total_steps:
+                with self._watch.waiting():
+                    batch = next(self._batches)
+                profiler.before_step()
+                steps.take(batch)
+                self._log.advance()
+                self._heartbeat.beat(steps.number)
+                stopping = self._hooks.stops(steps.number)
+                if not stopping and not self._due(steps.number):
+                    continue
+                # A refused step takes its number back, so that it is not yet time.
+                settled = not steps.settle() and steps.number > self._reached
+                validated = self._after(steps.number) if settled else {}
+                if stopping:
+                    self._save(steps.number, validated)
+                    self._heartbeat.beat(steps.number, "stopped")
+                    self._log.message(
+                        f"stopped at step {steps.number}, checkpoint written: run the same command to continue"
+                    )
+                    return None
+            self._heartbeat.beat(steps.number, "finished")
+        return validated
+
+    def _due(self, number: int) -> bool:
+        """Whether anything happens after a step."""
+        config = self._task.config
+        paces = (config.training.log_every, config.validation.every, config.checkpoint.every)
+        return number == self._task.total_steps or any(number % pace == 0 for pace in paces)
+
+    def _after(self, number: int) -> dict[str, float]:
+        """Log, validate and save where it is time to; what validation gave."""
+        config, last = self._task.config, number == self._task.total_steps
+        self._reached = number
+        # A run that is stopped and continued logs what one without a break does: no means over a part of the steps.
+        if last or number % config.training.log_every == 0:
+            self._log.training(number, self._task.logged(self._steps.means(), number), self._task.shown)
+        validated: dict[str, float] = {}
+        if self._task.validates and (last or number % config.validation.every == 0):
+            self._heartbeat.beat(number, "validating")
+            validated = self._hooks.validate(self._log, number)
+        if last or number % config.checkpoint.every == 0:
+            self._save(number, validated)
+        if number % config.validation.every == 0 or number % config.checkpoint.every == 0:
+            self._log.pause()
+        return validated
+
+    def _save(self, number: int, validated: dict[str, float]) -> None:
+        self._heartbeat.beat(number, "saving")
+        self._hooks.save(validated, self._steps.progress())
