@@ -45,6 +45,7 @@ class PublishedModel:
         figures: what its authors report.
         parameters: reported number of weights, in millions: encoder, decoder and quantizer of a tokenizer (no
             discriminator), the transformer of a generator; None where nothing is reported.
+        tokenizer: of a generator: the published tokenizer whose tokens it predicts.
     """
 
     project: Project
@@ -53,6 +54,7 @@ class PublishedModel:
     config: str | None
     figures: tuple[Figure, ...]
     parameters: float | None = None
+    tokenizer: str | None = None
 
     @property
     def full_name(self) -> str:
@@ -95,9 +97,12 @@ def _ibq_pretrained(codes: int, coco: float, imagenet: float) -> PublishedModel:
 
 def _generator(project: Project, size: str, parameters: float, fid: float, score: float) -> PublishedModel:
     figures = (Figure("gFID", fid, _IMAGENET), Figure("IS", score, _IMAGENET))
-    folder = "ibq" if project == "IBQ" else "open_magvit2"
-    path = f"configs/{folder}/generator_{size}.yaml"
-    return PublishedModel(project, f"imagenet_conditional_llama_{size}", "generator", path, figures, parameters)
+    folder, tokenizer = {
+        "IBQ": ("ibq", "imagenet_ibqgan_16384"),
+        "Open-MAGVIT2": ("open_magvit2", "imagenet_lfqgan_256_L"),
+    }[project]
+    path, name = f"configs/{folder}/generator_{size}.yaml", f"imagenet_conditional_llama_{size}"
+    return PublishedModel(project, name, "generator", path, figures, parameters, tokenizer)
 
 
 MODELS: tuple[PublishedModel, ...] = (

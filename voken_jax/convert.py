@@ -5,6 +5,9 @@ SRC is a published checkpoint (PyTorch Lightning), a checkpoint of voken from JA
 directory (Orbax; with --to torch a work directory for PyTorch). Everything that the target can hold is kept: both sets
 of weights, and between JAX and PyTorch the whole training state, so that training continues there.
 
+The tokenizer of a generator lies inside a Lightning file; elsewhere it is a checkpoint of its own beside the
+generator's: DST_tokenizer is written with DST, in the same format.
+
 Exit status: 0 done, 2 input that cannot be used, 4 the result does not compute the same (--verify).
 """
 
@@ -33,7 +36,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--config", metavar="FILE", help="configuration, or name of a published model, where SRC does not carry one"
     )
-    parser.add_argument("--verify", action="store_true", help="encode and decode with both, in JAX and in PyTorch")
+    parser.add_argument(
+        "--tokenizer", metavar="CHECKPOINT", type=Path, help="of a generator: instead of the one it names or holds"
+    )
+    parser.add_argument(
+        "--tokenizer-config", metavar="FILE", help="configuration, or name of a published model, of that tokenizer"
+    )
+    parser.add_argument("--verify", action="store_true", help="compute with both, in JAX and in PyTorch, and compare")
     parser.add_argument("--overwrite", action="store_true", help="replace DST")
     parser.add_argument("--allow-nonfinite", action="store_true", help="convert weights that are NaN or infinite")
     risk = parser.add_mutually_exclusive_group()

@@ -93,7 +93,7 @@ def test_kinds_are_told_by_content(tmp_path):
         ({"state_dict": [1]}, "state_dict is list; expected weights by name"),
         ({"state_dict": {"encoder.a": 1}}, r"the state dict holds \{'encoder.a': 'int'\}"),
         ({"state_dict": {"encoder.a": torch.ones(1), "other.b": torch.ones(1)}}, "1 unexpected .* such as other.b"),
-        ({"state_dict": {"transformer.a": torch.ones(1)}}, "weights of an image tokenizer lie under encoder., "),
+        ({"state_dict": {"foo.a": torch.ones(1)}}, "weights of an image tokenizer lie under encoder., "),
         ({"format": "voken"}, "has layout None, this version reads layout 1"),
         (OWN, "holds no weights"),
         (OWN | {"genrator": {}}, r"has entries \['genrator'\]; layout 1 has format"),

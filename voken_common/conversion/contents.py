@@ -10,12 +10,13 @@ import numpy as np
 from tqdm import tqdm
 
 from voken_common import names
-from voken_common.checkpoints import Meta, Weights
+from voken_common.checkpoints import Meta, Progress, Weights
+from voken_common.config import AnyConfig
 from voken_common.errors import CheckpointError
-from voken_common.schema import Config
 
 Arrays = dict[str, np.ndarray]
 """Torch name -> array in torch layout."""
+Kind = Literal["tokenizer", "generator"]
 Format = Literal["orbax", "torch", "safetensors", "lightning"]
 FORMATS: dict[Format, str] = {
     "orbax": "JAX checkpoint (Orbax)",
@@ -40,14 +41,14 @@ class Manifest:
     """Torch names and shapes of the networks of a configuration.
 
     Attributes:
-        generator: the autoencoder with its quantizer.
-        discriminator: what is trained of it.
+        generator: the autoencoder with its quantizer, or the transformer.
+        discriminator: what is trained of it; empty where there is none.
         buffers: what is not: running statistics and constants.
     """
 
     generator: dict[str, Shape]
-    discriminator: dict[str, Shape]
-    buffers: dict[str, Shape]
+    discriminator: dict[str, Shape] = dataclasses.field(default_factory=dict)
+    buffers: dict[str, Shape] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -65,14 +66,20 @@ class Training:
 
     Attributes:
         rng: two words of 32 bits.
-        generator_optimizer, discriminator_optimizer: Adam's states.
-        lecam: averages of the logits, `real` and `fake`, one entry per statistics scope.
+        generator_optimizer: Adam's state.
+        discriminator_optimizer: of a tokenizer's run.
+        lecam: of a tokenizer's run: averages of the logits, `real` and `fake`, one entry per statistics scope.
     """
 
     rng: np.ndarray
     generator_optimizer: Moments
-    discriminator_optimizer: Moments
-    lecam: Arrays
+    discriminator_optimizer: Moments | None = None
+    lecam: Arrays = dataclasses.field(default_factory=dict)
+
+    def optimizers(self) -> dict[str, Moments]:
+        """Adam's states by player."""
+        both = {"generator": self.generator_optimizer, "discriminator": self.discriminator_optimizer}
+        return {player: moments for player, moments in both.items() if moments is not None}
 
 
 @dataclasses.dataclass
@@ -82,20 +89,23 @@ class Contents:
     Attributes:
         origin: where it was read, for messages.
         format: how it was written there.
+        kind: of model.
         config: the run's configuration, None where the file does not carry one.
         step, metrics: as in `Meta`.
         weights: the sets of generator weights it holds.
         discriminator: parameters and buffers together, as in its state dict.
         discriminator_ema: averages of its parameters.
-        training: the rest of a training state; comes with a discriminator and its averages.
+        training: the rest of a training state; of a tokenizer it comes with a discriminator and its averages.
+        first_stage: the tokenizer that goes with a generator.
         data: position in the data.
+        progress: as in `Meta`; goes with the training state.
         unnamed_averages: averages of a Lightning file under names without dots, until the network is known.
         dropped: what is left behind, and why.
     """
 
     origin: str
     format: Format
-    config: Config | None = None
+    config: AnyConfig | None = None
     step: int = 0
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     weights: dict[Weights, Arrays] = dataclasses.field(default_factory=dict)
@@ -103,19 +113,22 @@ class Contents:
     discriminator_ema: Arrays | None = None
     training: Training | None = None
     data: dict[str, Any] | None = None
+    progress: Progress = dataclasses.field(default_factory=Progress)
     unnamed_averages: Arrays = dataclasses.field(default_factory=dict)
     dropped: list[str] = dataclasses.field(default_factory=list)
+    kind: Kind = "tokenizer"
+    first_stage: Contents | None = None
 
     @property
     def meta(self) -> Meta:
         """What a checkpoint with these contents says about itself."""
         assert self.config is not None, "the configuration is found before anything is written"
-        return Meta(self.config, self.step, self.metrics)
+        return Meta(self.config, self.step, self.metrics, self.progress)
 
     def release(self) -> None:
         """Let go of all arrays."""
         self.weights, self.unnamed_averages = {}, {}
-        self.discriminator = self.discriminator_ema = self.training = None
+        self.discriminator = self.discriminator_ema = self.training = self.first_stage = None
 
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
         """(description, array) of everything that is in it."""
@@ -125,8 +138,7 @@ class Contents:
             yield from ((f"{name} of the {title}", array) for name, array in (group or {}).items())
         if self.training is not None:
             yield from ((f"LeCAM average {side}", array) for side, array in self.training.lecam.items())
-            for player in ("generator", "discriminator"):
-                moments = getattr(self.training, f"{player}_optimizer")
+            for player, moments in self.training.optimizers().items():
                 for title, group in (("first", moments.mu), ("second", moments.nu)):
                     of = f"{title} moments of the {player}'s optimizer"
                     yield from ((f"{name} of the {of}", array) for name, array in group.items())
@@ -138,7 +150,9 @@ class Contents:
             averages = "" if self.discriminator_ema is None else " and its averages"
             lines.append(f"discriminator{averages}: {_describe(self.discriminator)}")
         if self.training is not None:
-            lines.append("training state: both optimizers, LeCAM averages, random numbers")
+            both = self.training.discriminator_optimizer is not None
+            parts = "both optimizers, LeCAM averages" if both else "optimizer"
+            lines.append(f"training state: {parts}, random numbers")
         if self.data is not None:
             lines.append("position in the data")
         return lines
@@ -168,6 +182,9 @@ def narrow(contents: Contents, target: Format, weights: Weights | None) -> None:
         _drop_discriminator(contents, "a .safetensors file holds one network")
     elif target == "lightning":
         _drop_training(contents, "another program's optimizers are not written")
+        if contents.kind == "generator":
+            reason = "the layout has one set of a generator's weights"
+            _keep_set(contents, "ema" if "ema" in contents.weights else "raw", reason)
     elif contents.training is None:
         _drop_discriminator(contents, "no optimizer state comes with it, so no training can go on from it")
 
@@ -194,8 +211,8 @@ def check_networks(contents: Contents, manifest: Manifest, generator_only: bool 
     if contents.discriminator_ema is not None:
         names.require_same_shapes(contents.discriminator_ema, manifest.discriminator, f"{where}, discriminator's EMA")
     if contents.training is not None:
-        for player in ("generator", "discriminator"):
-            moments, expected = getattr(contents.training, f"{player}_optimizer"), getattr(manifest, player)
+        for player, moments in contents.training.optimizers().items():
+            expected = getattr(manifest, player)
             for group in (moments.mu, moments.nu):
                 names.require_same_shapes(group, expected, f"{where}, {player}'s optimizer")
 
@@ -231,6 +248,7 @@ def _drop_training(contents: Contents, reason: str) -> None:
     if contents.training is not None:
         contents.dropped.append(f"training state: {reason}")
         contents.training = None
+    contents.progress = Progress()
     if contents.data is not None:
         contents.dropped.append("position in the data: no training goes on from there")
         contents.data = None

@@ -70,12 +70,16 @@ def _read_torch(path: Path, objects: Objects, load_trusted: Callable[[Path], Any
 def _read_safetensors(path: Path) -> Contents:
     arrays, metadata = read_raw(path)
     meta, weights = read_metadata(metadata, str(path))
-    contents = Contents(str(path), "safetensors", weights={weights or "raw": arrays})
-    if meta is not None:
-        contents.config, contents.step, contents.metrics = meta.tokenizer, meta.step, meta.metrics
-    else:
-        found = lightning.sort_state_dict(arrays, str(path))
-        contents.weights = {"raw": found.generator}
-        contents.discriminator = found.discriminator or None
-        contents.unnamed_averages = found.averages
-    return contents
+    if meta is None:
+        contents = lightning.to_contents(arrays, str(path))
+        contents.format = "safetensors"
+        return contents
+    return Contents(
+        str(path),
+        "safetensors",
+        meta.config,
+        meta.step,
+        meta.metrics,
+        {weights or "raw": arrays},
+        kind=meta.config.kind,
+    )

@@ -1,7 +1,8 @@
 """The layout of the published checkpoints: a PyTorch Lightning file with every weight of a run in one `state_dict`.
 
-Weights have their torch names, the discriminator's and LPIPS's with a prefix; averages have the names of what they
-average with all dots removed.
+Weights of a tokenizer have their torch names, the discriminator's and LPIPS's with a prefix; averages have the names of
+what they average with all dots removed. A generator's weights and those of its tokenizer (the first stage) have a
+prefix each, and there are no averages.
 """
 
 from __future__ import annotations
@@ -9,35 +10,47 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from voken_common import names
 from voken_common.checkpoints import Meta
-from voken_common.conversion.contents import Arrays, Contents, Manifest
+from voken_common.conversion.contents import Arrays, Contents, Kind, Manifest
 from voken_common.errors import CheckpointError
 
-Part = Literal["generator", "discriminator", "perceptual", "averages"]
+Part = Literal["generator", "discriminator", "perceptual", "averages", "first_stage"]
 
 VERSION = "2.2.0"
 """Of Lightning, whose layout this is."""
 OWN_KEY = "voken"
 """Where a file that voken wrote carries its configuration."""
+OWN_TOKENIZER_KEY = "voken_tokenizer"
+"""Where such a file of a generator carries that of its first stage."""
+TRANSFORMER_PREFIX = "transformer."
+FIRST_STAGE_PREFIX = "first_stage_model."
 _BOOKKEEPING = (names.EMA_PREFIX + "decay", names.EMA_PREFIX + "num_updates")
-_CONVERTED = ("state_dict", "global_step", "epoch", "pytorch-lightning_version", OWN_KEY)
+_CONVERTED = ("state_dict", "global_step", "epoch", "pytorch-lightning_version", OWN_KEY, OWN_TOKENIZER_KEY)
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A kind of model: which part of a run the weights under each prefix are."""
+    """A kind of model: which part of a run the weights under each prefix are, and which prefixes only say that."""
 
     name: str
+    kind: Kind
     parts: Mapping[str, Part]
+    labels: tuple[str, ...]
+
+    @property
+    def article(self) -> str:
+        """For messages."""
+        return "an" if self.name[0] in "aeiou" else "a"
 
 
 IMAGE_TOKENIZER = Family(
     "image tokenizer",
+    "tokenizer",
     MappingProxyType(
         {
             "encoder.": "generator",
@@ -50,18 +63,27 @@ IMAGE_TOKENIZER = Family(
             names.EMA_PREFIX: "averages",
         }
     ),
+    labels=(names.DISCRIMINATOR_PREFIX, names.PERCEPTUAL_PREFIX),
 )
-FAMILIES = (IMAGE_TOKENIZER,)
+GENERATOR = Family(
+    "generator",
+    "generator",
+    MappingProxyType({TRANSFORMER_PREFIX: "generator", FIRST_STAGE_PREFIX: "first_stage"}),
+    labels=(TRANSFORMER_PREFIX, FIRST_STAGE_PREFIX),
+)
+FAMILIES = (IMAGE_TOKENIZER, GENERATOR)
 
 
 @dataclasses.dataclass
 class Sorted:
     """A state dict sorted by part; averages keep the names they have in the file."""
 
+    kind: Kind
     generator: Arrays
     discriminator: Arrays
     perceptual: Arrays
     averages: Arrays
+    first_stage: Arrays
 
 
 def sort_state_dict(state_dict: Arrays, origin: str) -> Sorted:
@@ -71,22 +93,24 @@ def sort_state_dict(state_dict: Arrays, origin: str) -> Sorted:
         NameMismatch: weights under prefixes that no family has.
     """
     family = max(FAMILIES, key=lambda candidate: sum(_prefix(key, candidate) is not None for key in state_dict))
-    found: dict[Part, Arrays] = {"generator": {}, "discriminator": {}, "perceptual": {}, "averages": {}}
+    found: dict[Part, Arrays] = {part: {} for part in get_args(Part)}
     foreign = []
     for key, array in state_dict.items():
         prefix = _prefix(key, family)
         if prefix is None:
             foreign.append(key)
             continue
-        part = family.parts[prefix]
-        whole_name = part in ("generator", "averages")
-        found[part][key if whole_name else key.removeprefix(prefix)] = array
+        found[family.parts[prefix]][key.removeprefix(prefix) if prefix in family.labels else key] = array
     if foreign:
         raise names.NameMismatch(
-            f"{origin}: {len(foreign)} unexpected weight(s), such as {', '.join(foreign[:4])}; the weights of an "
-            f"{family.name} lie under {', '.join(family.parts)}"
+            f"{origin}: {len(foreign)} unexpected weight(s), such as {', '.join(foreign[:4])}; the weights of "
+            f"{family.article} {family.name} lie under {', '.join(family.parts)}"
         )
-    return Sorted(**found)
+    if not found["generator"]:
+        raise names.NameMismatch(
+            f"{origin}: no weight of {family.article} {family.name} itself, only such as {next(iter(state_dict), None)}"
+        )
+    return Sorted(family.kind, **found)
 
 
 def is_state_dict(root: Mapping[Any, Any]) -> bool:
@@ -111,8 +135,10 @@ def to_contents(root: Mapping[str, Any], origin: str) -> Contents:
     if wrong:
         raise CheckpointError(f"{origin}: the state dict holds {dict(list(wrong.items())[:4])}; expected tensors only")
     found = sort_state_dict(dict(state_dict), origin)
-    contents = Contents(origin, "lightning", weights={"raw": found.generator})
+    contents = Contents(origin, "lightning", weights={"raw": found.generator}, kind=found.kind)
     contents.discriminator = found.discriminator or None
+    if found.first_stage:
+        contents.first_stage = Contents(f"{origin}, first stage", "lightning", weights={"raw": found.first_stage})
     if found.perceptual:
         contents.dropped.append(f"{len(found.perceptual)} weights of the perceptual loss: every run loads them anew")
     if "state_dict" in root:
@@ -122,7 +148,10 @@ def to_contents(root: Mapping[str, Any], origin: str) -> Contents:
             contents.dropped.append(f"{', '.join(others)}: belongs to the program that wrote the file")
     if OWN_KEY in root:
         meta = Meta.from_dict(root[OWN_KEY], origin)
-        contents.config, contents.step, contents.metrics = meta.tokenizer, meta.step, meta.metrics
+        contents.config, contents.step, contents.metrics = meta.config, meta.step, meta.metrics
+        if contents.first_stage is not None and OWN_TOKENIZER_KEY in root:
+            contents.first_stage.config = Meta.from_dict(root[OWN_TOKENIZER_KEY], contents.first_stage.origin).tokenizer
+        require_kind(contents)
     contents.unnamed_averages = {key: array for key, array in found.averages.items() if key not in _BOOKKEEPING}
     return contents
 
@@ -155,6 +184,8 @@ def from_contents(contents: Contents) -> dict[str, Any]:
     Plain names have the raw weights. Where there are only averages these have both names, since every reader of the
     layout wants the plain ones.
     """
+    if contents.kind == "generator":
+        return _generator_root(contents)
     state_dict: Arrays = dict(contents.weights.get("raw") or contents.weights["ema"])
     discriminator = contents.discriminator or {}
     state_dict |= {names.DISCRIMINATOR_PREFIX + name: array for name, array in discriminator.items()}
@@ -166,6 +197,30 @@ def from_contents(contents: Contents) -> dict[str, Any]:
         state_dict |= {names.ema_name(name): array for name, array in contents.weights["ema"].items()}
         averages = contents.discriminator_ema or {}
         state_dict |= {names.ema_name(names.DISCRIMINATOR_PREFIX + n): array for n, array in averages.items()}
+    return _root(contents, state_dict)
+
+
+def require_kind(contents: Contents) -> None:
+    """Raise NameMismatch if the weights of a file are not those of the kind of model that its configuration is for."""
+    if contents.config is not None and contents.config.kind != contents.kind:
+        raise names.NameMismatch(
+            f"{contents.origin} holds the weights of a {contents.kind} and the configuration of a "
+            f"{contents.config.kind}, {contents.config.name}"
+        )
+
+
+def _generator_root(contents: Contents) -> dict[str, Any]:
+    ((_, weights),) = contents.weights.items()
+    state_dict = {TRANSFORMER_PREFIX + name: array for name, array in weights.items()}
+    first_stage = contents.first_stage
+    if first_stage is None:
+        return _root(contents, state_dict)
+    ((_, weights),) = first_stage.weights.items()
+    state_dict |= {FIRST_STAGE_PREFIX + name: array for name, array in weights.items()}
+    return _root(contents, state_dict) | {OWN_TOKENIZER_KEY: first_stage.meta.to_dict()}
+
+
+def _root(contents: Contents, state_dict: Arrays) -> dict[str, Any]:
     return {
         "epoch": 0,
         "global_step": contents.step,

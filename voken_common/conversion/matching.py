@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from voken_common import names
-from voken_common.config import load_config
+from voken_common.config import AnyConfig, load_any_config
 from voken_common.conversion.contents import Contents, Manifest, check_networks
-from voken_common.conversion.lightning import IMAGE_TOKENIZER
+from voken_common.conversion.lightning import FAMILIES
 from voken_common.errors import CheckpointError
+from voken_common.generator_schema import GeneratorConfig
 from voken_common.published import MODELS, PublishedModel, config_file
 from voken_common.schema import Config, LFQConfig
 
@@ -21,10 +22,11 @@ _SHOWN = 12
 _CODEBOOK = "quantize.embedding.weight"
 _LEVEL = re.compile(r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight$")
 _BLOCK = re.compile(r"encoder\.down\.0\.block\.(\d+)\.conv1\.weight$")
+_LAYER = re.compile(r"(spatial_blocks|blocks|factorized_blocks)\.\d+\.attention_norm\.weight$")
 
 
-class Signature(NamedTuple):
-    """What the sizes of a few weights tell of a network; None where the weight is missing."""
+class TokenizerSignature(NamedTuple):
+    """What the sizes of a few weights tell of an autoencoder; None where the weight is missing."""
 
     learned_codes: bool
     codebook_size: int | None
@@ -34,7 +36,7 @@ class Signature(NamedTuple):
     residual_blocks: int
 
     @classmethod
-    def of_weights(cls, weights: Mapping[str, Any]) -> Signature:
+    def of_weights(cls, weights: Mapping[str, Any]) -> TokenizerSignature:
         """Read it off the generator's weights (values with a `shape`), by torch name."""
         codebook, latents = (_shape(weights, key) for key in (_CODEBOOK, "encoder.conv_out.weight"))
         first = _shape(weights, "encoder.conv_in.weight")
@@ -48,8 +50,9 @@ class Signature(NamedTuple):
         return cls(False, 2**bits if bits is not None and bits < 64 else None, bits, channels, multipliers, blocks)
 
     @classmethod
-    def of_config(cls, config: Config) -> Signature:
+    def of_config(cls, config: AnyConfig) -> TokenizerSignature:
         """The one that the weights of a configuration have."""
+        assert isinstance(config, Config)
         model, quantizer = config.model, config.quantizer
         return cls(
             not isinstance(quantizer, LFQConfig),
@@ -61,50 +64,105 @@ class Signature(NamedTuple):
         )
 
 
-def find_config(contents: Contents, manifest_of: Callable[[Config], Manifest]) -> Config:
+class GeneratorSignature(NamedTuple):
+    """What the sizes of a few weights tell of a transformer; None where the weight is missing."""
+
+    vocabularies: tuple[int, ...]
+    width: int | None
+    classes: int | None
+    layers: int
+    factorized_layers: int
+
+    @classmethod
+    def of_weights(cls, weights: Mapping[str, Any]) -> GeneratorSignature:
+        """Read it off the transformer's weights (values with a `shape`), by torch name."""
+        tables = [_shape(weights, f"{name}.weight") for name in ("tok_emb", "pre_emb", "post_emb")]
+        labels = _shape(weights, "class_emb.embedding_table.weight")
+        kinds = [found[1] for key in weights if (found := _LAYER.match(key))]
+        inner = kinds.count("factorized_blocks")
+        vocabularies = tuple(shape[0] for shape in tables if shape)
+        # Of the labels the last one stands for no class.
+        width, classes = (labels[-1], labels[0] - 1) if labels else (None, None)
+        return cls(vocabularies, width, classes, len(kinds) - inner, inner)
+
+    @classmethod
+    def of_config(cls, config: AnyConfig) -> GeneratorSignature:
+        """The one that the weights of a configuration have."""
+        assert isinstance(config, GeneratorConfig)
+        model = config.model
+        return cls(model.vocabularies, model.width, model.classes, model.layers, model.factorized_layers)
+
+
+Signature = TokenizerSignature | GeneratorSignature
+
+
+def find_config(
+    contents: Contents,
+    manifest_of: Callable[[AnyConfig], Manifest],
+    preferred: str | None = None,
+    option: str = "--config",
+) -> AnyConfig:
     """The configuration of the one published model that has exactly the weights of `contents`.
 
     Args:
         contents: with raw weights, and the discriminator if there is one: some models differ in it alone.
         manifest_of: names and shapes of a configuration; slow, so it is asked only where a few sizes agree.
+        preferred: the model to take if several fit and it is one of them.
+        option: of the command line, by which the user can say it.
 
     Raises:
-        CheckpointError: no model fits, or several do; the message says which, and to pass --config.
+        CheckpointError: no model fits, or several do; the message says which, and to pass the option.
     """
-    signature = Signature.of_weights(next(iter(contents.weights.values())))
-    published = [model for model in MODELS if model.family == IMAGE_TOKENIZER.name and model.config is not None]
-    known = {model: load_config(config_file(model)) for model in published}
-    likely = {model: config for model, config in known.items() if Signature.of_config(config) == signature}
+    kind: type[Signature] = GeneratorSignature if contents.kind == "generator" else TokenizerSignature
+    signature = kind.of_weights(next(iter(contents.weights.values())))
+    family = next(family.name for family in FAMILIES if family.kind == contents.kind)
+    published = [model for model in MODELS if model.family == family and model.config is not None]
+    known = {model: load_any_config(config_file(model)) for model in published}
+    likely = {model: config for model, config in known.items() if kind.of_config(config) == signature}
     logger.info(
         "%s does not say which model it is; comparing it with %s",
         contents.origin,
-        ", ".join(model.name for model in likely) or "what is published",
+        ", ".join(model.full_name for model in likely) or "what is published",
     )
     fitting = [model for model, config in likely.items() if _difference(contents, manifest_of(config)) is None]
-    if len(fitting) == 1:
-        logger.info("it is %s", fitting[0].full_name)
-        return likely[fitting[0]]
+    chosen = [model for model in fitting if len(fitting) == 1 or model.name == preferred]
+    if chosen:
+        logger.info("it is %s", chosen[0].full_name)
+        return likely[chosen[0]]
     if fitting:
-        choices = "\n".join(f"  --config {model.name}" for model in fitting)
+        choices = "\n".join(f"  {option} {_shortest_name(model)}" for model in fitting)
         raise CheckpointError(
             f"{contents.origin} fits {len(fitting)} published models, which have the same networks and differ in how "
             f"they were trained. Say which it is:\n{choices}"
         )
-    raise CheckpointError(_nothing_fits(contents, signature, likely or known, manifest_of))
+    raise CheckpointError(_nothing_fits(contents, signature, likely or known, manifest_of, option))
+
+
+def published_tokenizer(config: AnyConfig) -> str | None:
+    """The published tokenizer of the published generator that has the network of `config`, if there is such."""
+    for model in MODELS:
+        if model.tokenizer is not None and load_any_config(config_file(model)).model == config.model:
+            return model.tokenizer
+    return None
+
+
+def _shortest_name(model: PublishedModel) -> str:
+    return model.name if sum(other.name == model.name for other in MODELS) == 1 else model.full_name
 
 
 def _nothing_fits(
     contents: Contents,
     signature: Signature,
-    candidates: Mapping[PublishedModel, Config],
-    manifest_of: Callable[[Config], Manifest],
+    candidates: Mapping[PublishedModel, AnyConfig],
+    manifest_of: Callable[[AnyConfig], Manifest],
+    option: str,
 ) -> str:
     def agreement(model: PublishedModel) -> int:
-        return sum(a == b for a, b in zip(signature, Signature.of_config(candidates[model]), strict=True))
+        return sum(a == b for a, b in zip(signature, signature.of_config(candidates[model]), strict=True))
 
     nearest = max(candidates, key=agreement)
-    expected = Signature.of_config(candidates[nearest])
-    pairs = zip(Signature._fields, signature, expected, strict=True)
+    expected = signature.of_config(candidates[nearest])
+    pairs = zip(signature._fields, signature, expected, strict=True)
     differing = [f"  {field}: found {found}, expected {wanted}" for field, found, wanted in pairs if found != wanted]
     exactly: list[str] = []
     if not differing or None in signature:
@@ -117,7 +175,7 @@ def _nothing_fits(
             *differing,
             *exactly[:_SHOWN],
             *([f"  ... and {len(exactly) - _SHOWN} more lines"] if len(exactly) > _SHOWN else []),
-            "If it is a model of your own, pass its configuration with --config FILE",
+            f"If it is a model of your own, pass its configuration with {option} FILE",
         ]
     )
 

@@ -23,6 +23,7 @@ _REST = (
     "discriminator_ema",
     "lecam",
 )
+_GENERATOR_REST = ("rng", "optimizer")
 _MOMENTS = ("count", "mu", "nu")
 
 
@@ -42,15 +43,15 @@ def to_contents(root: Mapping[str, Any], origin: str) -> Contents:
     unknown = sorted(set(root) - set(_ENTRIES))
     if unknown:
         raise CheckpointError(f"{origin} has entries {unknown}; layout {LAYOUT} has {', '.join(_ENTRIES)}")
-    contents = Contents(origin, "torch", meta.tokenizer, meta.step, meta.metrics)
+    contents = Contents(origin, "torch", meta.config, meta.step, meta.metrics, kind=meta.config.kind)
     for kind, entry in ITEMS.items():
         if root.get(entry) is not None:
             contents.weights[kind] = _arrays(root[entry], f"{origin}, {entry}")
     if not contents.weights:
         raise CheckpointError(f"{origin} holds no weights: neither {' nor '.join(ITEMS.values())}")
     if root.get("rest") is not None:
-        _read_rest(contents, _entry(root["rest"], _REST, f"{origin}, rest"), origin)
-    contents.data = root.get("data")
+        _read_rest(contents, root["rest"], origin)
+    contents.data, contents.progress = root.get("data"), meta.progress
     return contents
 
 
@@ -61,7 +62,12 @@ def from_contents(contents: Contents, manifest: Manifest) -> dict[str, Any]:
     for kind, arrays in contents.weights.items():
         root[ITEMS[kind]] = dict(arrays)
     training = contents.training
-    if training is not None:
+    if training is not None and training.discriminator_optimizer is None:
+        root["rest"] = {
+            "rng": training.rng.astype(np.int64),
+            "optimizer": _write_moments(training.generator_optimizer),
+        }
+    elif training is not None and training.discriminator_optimizer is not None:
         whole, averages = contents.discriminator or {}, contents.discriminator_ema or {}
         root["rest"] = {
             "rng": training.rng.astype(np.int64),
@@ -77,10 +83,14 @@ def from_contents(contents: Contents, manifest: Manifest) -> dict[str, Any]:
     return root
 
 
-def _read_rest(contents: Contents, rest: Mapping[str, Any], origin: str) -> None:
+def _read_rest(contents: Contents, rest: Any, origin: str) -> None:
+    rest = _entry(rest, _GENERATOR_REST if contents.kind == "generator" else _REST, f"{origin}, rest")
     rng = rest["rng"]
     if not isinstance(rng, np.ndarray) or rng.shape != (2,):
         raise CheckpointError(f"{origin}, rest.rng is {np.shape(rng)}; expected two words")
+    if contents.kind == "generator":
+        contents.training = Training(rng, _read_moments(rest["optimizer"], f"{origin}, rest.optimizer"))
+        return
     parameters, buffers = (_arrays(rest[group], f"{origin}, rest.{group}") for group in ("discriminator", "buffers"))
     contents.discriminator = {**parameters, **buffers}
     contents.discriminator_ema = _arrays(rest["discriminator_ema"], f"{origin}, rest.discriminator_ema")

@@ -9,15 +9,18 @@ import jax
 import numpy as np
 
 from voken_common import names
+from voken_common.config import AnyConfig
 from voken_common.conversion.contents import Manifest, Shape
-from voken_common.schema import Config
-from voken_jax.state import build_players
+from voken_common.generator_schema import GeneratorConfig
+from voken_jax.state import build_generator_network, build_players
 
 
-def manifest_of(config: Config) -> Manifest:
-    """Names and shapes of both networks of a configuration."""
+def manifest_of(config: AnyConfig) -> Manifest:
+    """Names and shapes of the networks of a configuration."""
     precision = config.precision
     with jax.enable_x64("float64" in (precision.param_dtype, precision.compute_dtype)):
+        if isinstance(config, GeneratorConfig):
+            return Manifest(_torch_shapes(build_generator_network(config).parameters))
         players = build_players(config)
     assert not players.autoencoder.buffers, "checkpoints have no place for buffers of the autoencoder"
     return Manifest(

@@ -17,12 +17,13 @@ import orbax.checkpoint as ocp
 
 from voken_common import names
 from voken_common.checkpoints import ITEMS, Weights
+from voken_common.config import AnyConfig
 from voken_common.conversion.contents import Contents, Manifest, Moments, Training
 from voken_common.errors import CheckpointError
-from voken_common.schema import OptimizerConfig
+from voken_common.generator_schema import GeneratorConfig
 from voken_jax.checkpoint import DATA_FILE, read_data, read_meta
 from voken_jax.integrity import seal
-from voken_jax.optim import build_optimizer
+from voken_jax.optim import DecayState, build_generator_optimizer, build_optimizer
 
 REST = "rest"
 _PLAYERS = ("generator", "discriminator")
@@ -40,7 +41,7 @@ def read_step(folder: Path, weights: Weights | None = None, training: bool = Tru
         CheckpointError: items are missing or cannot be read.
     """
     meta = read_meta(folder)
-    contents = Contents(str(folder), "orbax", meta.tokenizer, meta.step, meta.metrics)
+    contents = Contents(str(folder), "orbax", meta.config, meta.step, meta.metrics, kind=meta.config.kind)
     for kind, item in ITEMS.items():
         if (folder / item).is_dir():
             if weights in (None, kind):
@@ -50,7 +51,7 @@ def read_step(folder: Path, weights: Weights | None = None, training: bool = Tru
     if (folder / REST).is_dir():
         if weights is None and training:
             _read_rest(contents, _read_item(folder / REST))
-            contents.data = read_data(folder)
+            contents.data, contents.progress = read_data(folder), meta.progress
         else:
             contents.dropped.append("training state and position in the data: the target holds weights only")
     if not contents.weights:
@@ -115,35 +116,42 @@ def _read_rest(contents: Contents, rest: dict[str, Any]) -> None:
             "with another generator than JAX's default (threefry), and PyTorch here has none such. Convert the "
             "weights alone, with --weights ema"
         )
+    rng = rest["rng"].astype(np.int64)
+    if contents.kind == "generator":
+        contents.training = Training(rng, _read_moments(rest["optimizer"], contents.origin))
+        return
     contents.discriminator = names.to_torch(rest["discriminator"] | rest["buffers"])
     contents.discriminator_ema = names.to_torch(rest["discriminator_ema"])
-    optimizers = {player: _read_moments(rest[f"{player}_optimizer"], contents.origin) for player in _PLAYERS}
-    contents.training = Training(
-        rest["rng"].astype(np.int64), optimizers["generator"], optimizers["discriminator"], dict(rest["lecam"])
-    )
+    own, other = (_read_moments(rest[f"{player}_optimizer"], contents.origin) for player in _PLAYERS)
+    contents.training = Training(rng, own, other, dict(rest["lecam"]))
 
 
 def _rest(contents: Contents, training: Training, manifest: Manifest) -> dict[str, Any]:
-    """The item `rest`: fields of the TrainState by name, without weights of the generator."""
+    """The item `rest`: fields of the state by name, without weights of the generator."""
+    step, failure = np.array(contents.step, np.int32), np.array(0, np.int32)
+    rng = training.rng.astype(np.uint32)
+    own = _optax_state(contents.meta.config, training.generator_optimizer)
+    if training.discriminator_optimizer is None:
+        return {"step": step, "rng": rng, "optimizer": own, "failure": failure}
     config, discriminator = contents.meta.tokenizer, contents.discriminator or {}
     lecam = training.lecam
     if config.statistics_scope == "global":
         lecam = {side: values.mean(keepdims=True) for side, values in lecam.items()}
     buffers = {name: _narrow(discriminator[name]) for name in manifest.buffers}
     return {
-        "step": np.array(contents.step, np.int32),
-        "rng": training.rng.astype(np.uint32),
+        "step": step,
+        "rng": rng,
         "discriminator": names.to_jax({name: discriminator[name] for name in manifest.discriminator}),
         "buffers": names.to_jax(buffers),
-        "generator_optimizer": _optax_state(config.optimizer, training.generator_optimizer),
-        "discriminator_optimizer": _optax_state(config.optimizer, training.discriminator_optimizer),
+        "generator_optimizer": own,
+        "discriminator_optimizer": _optax_state(config, training.discriminator_optimizer),
         "discriminator_ema": names.to_jax(contents.discriminator_ema or {}),
         "lecam": lecam,
-        "failure": np.array(0, np.int32),
+        "failure": failure,
     }
 
 
-def _optax_state(config: OptimizerConfig, moments: Moments) -> optax.OptState:
+def _optax_state(config: AnyConfig, moments: Moments) -> optax.OptState:
     """The state of the chain that the configuration builds, with these moments in it and its counters where they are.
 
     Raises:
@@ -152,14 +160,19 @@ def _optax_state(config: OptimizerConfig, moments: Moments) -> optax.OptState:
     mu, nu, count = names.to_jax(moments.mu), names.to_jax(moments.nu), np.array(moments.count, np.int32)
     shapes = {name: jax.ShapeDtypeStruct(array.shape, np.float32) for name, array in mu.items()}
     constant: Any = lambda *_: 1.0  # noqa: E731 (the schedule has no part in the shape of the state)
-    abstract = jax.eval_shape(build_optimizer(config, constant).init, shapes)
-    kinds = (optax.ScaleByAdamState, optax.ScaleByScheduleState)
+    if isinstance(config, GeneratorConfig):
+        optimizer = build_generator_optimizer(config.optimizer, constant, total_steps=1)
+    else:
+        optimizer = build_optimizer(config.optimizer, constant)
+    abstract = jax.eval_shape(optimizer.init, shapes)
+    kinds = (optax.ScaleByAdamState, optax.ScaleByScheduleState, DecayState)
 
     def fill(node: Any) -> Any:
         if isinstance(node, optax.ScaleByAdamState):
             return optax.ScaleByAdamState(count, mu, nu)
-        assert isinstance(node, optax.ScaleByScheduleState), f"unknown part of an optimizer: {node!r:.80}"
-        return optax.ScaleByScheduleState(count)
+        assert isinstance(node, kinds), f"unknown part of an optimizer: {node!r:.80}"
+        counted: Any = type(node)
+        return counted(count)
 
     return jax.tree.map(fill, abstract, is_leaf=lambda node: isinstance(node, kinds))
 

@@ -8,18 +8,21 @@ from pathlib import Path
 
 from voken_common import published
 from voken_common.checkpoints import FOLDER, ITEMS, Step, Weights
-from voken_common.config import load_config, to_yaml
+from voken_common.config import AnyConfig, load_any_config, to_yaml
 from voken_common.conversion import lightning, torch_file
 from voken_common.conversion.contents import FORMATS, Contents, Format, Manifest, check_finite, check_networks, narrow
 from voken_common.conversion.files import read_file
 from voken_common.conversion.matching import find_config
 from voken_common.conversion.safetensors_file import write_safetensors
 from voken_common.files import replacing
+from voken_common.generator_schema import GeneratorConfig
 from voken_common.schema import Config
-from voken_jax.conversion import places, torch_bridge
+from voken_jax.conversion import first_stage, places, torch_bridge
+from voken_jax.conversion.first_stage import FirstStage
 from voken_jax.conversion.networks import manifest_of
 from voken_jax.conversion.orbax_step import read_step, write_step
 from voken_jax.conversion.verify import compare
+from voken_jax.conversion.verify_generator import compare_generators
 
 logger = logging.getLogger("voken")
 
@@ -41,15 +44,27 @@ def convert(options: argparse.Namespace) -> bool:
         torch_bridge.require_torch(f"--to {target}")
     contents = read(source, options, target)
     manifest = prepare(contents, target, options)
-    print(f"{source}: {FORMATS[contents.format]} of {contents.meta.config.name}, step {contents.step}")
-    for line in contents.kept():
-        print(f"  keeps {line}")
-    for line in contents.dropped:
-        print(f"  drops {line}")
+    tokenizer = prepare_first_stage(contents, source, options, target)
+    tell(contents, source)
     compared: Weights = "ema" if "ema" in contents.weights else "raw"
+    if tokenizer is not None:
+        tell(tokenizer.contents, Path(tokenizer.contents.origin))
+        if tokenizer.target is not None:
+            print(f"wrote {write(tokenizer.contents, tokenizer.manifest, tokenizer.target, target)} (the tokenizer)")
     written = write(contents, manifest, options.dst, target)
     print(f"wrote {written} ({FORMATS[target]})")
-    return verify(source, written, compared, manifest, options) if options.verify else True
+    if not options.verify:
+        return True
+    before, after = read(source, options), read(written, options)
+    agree = verify(before, after, compared, manifest, options.config is not None)
+    if tokenizer is not None:
+        own = argparse.Namespace(**{**vars(options), "weights": None})
+        earlier = before.first_stage if tokenizer.source is None else read(tokenizer.source, own)
+        later = after.first_stage if tokenizer.target is None else read(places.find_source(tokenizer.target), own)
+        assert earlier is not None
+        assert later is not None
+        agree &= verify(earlier, later, tokenizer.weights, tokenizer.manifest, True)
+    return agree
 
 
 def read(source: Path, options: argparse.Namespace, target: Format | None = None) -> Contents:
@@ -84,6 +99,50 @@ def prepare(contents: Contents, target: Format, options: argparse.Namespace) -> 
     return manifest
 
 
+def prepare_first_stage(
+    contents: Contents, source: Path, options: argparse.Namespace, target: Format
+) -> FirstStage | None:
+    """The tokenizer of a generator, checked like the generator, which then names or holds it.
+
+    Raises:
+        ValueError, OSError: it cannot be used, or may not be written.
+    """
+    config = contents.config
+    if not isinstance(config, GeneratorConfig):
+        if options.tokenizer is not None or options.tokenizer_config is not None:
+            raise ValueError(f"--tokenizer and --tokenizer-config are for generators; {contents.origin} is a tokenizer")
+        return None
+    place = first_stage.locate(contents, source, options, target)
+    own = argparse.Namespace(**{**vars(options), "weights": None, "config": options.tokenizer_config})
+    found = contents.first_stage if place is None else read(place, own)
+    if found is None:
+        return None
+    if found.config is None and options.tokenizer_config is None:
+        found.config = find_config(found, manifest_of, first_stage.preferred(config), "--tokenizer-config")
+    # One set, and no training: the one that a generator's tokenizer is loaded with.
+    own.weights = "ema" if "ema" in found.weights or found.unnamed_averages else "raw"
+    found.config = _config(found, options.tokenizer_config)
+    lightning.resolve_averages(found, manifest_of(found.config))
+    manifest = prepare(found, target, own)
+    first_stage.require_fits(found, config)
+    if target == "lightning":
+        contents.first_stage = found
+        return FirstStage(found, manifest, own.weights, place, None)
+    beside = first_stage.target_of(options.dst)
+    places.check_target(beside, place or source, target, options.overwrite)
+    contents.config, contents.first_stage = config.model_copy(update={"tokenizer": str(beside)}), None
+    return FirstStage(found, manifest, own.weights, place, beside)
+
+
+def tell(contents: Contents, source: Path) -> None:
+    """Print what is converted, and what is not."""
+    print(f"{source}: {FORMATS[contents.format]} of {contents.meta.config.name}, step {contents.step}")
+    for line in contents.kept():
+        print(f"  keeps {line}")
+    for line in contents.dropped:
+        print(f"  drops {line}")
+
+
 def write(contents: Contents, manifest: Manifest, target: Path, target_format: Format) -> Path:
     """Write the contents, which are used up; returns the file or step that was written."""
     if not places.is_directory(target, target_format):
@@ -100,16 +159,27 @@ def write(contents: Contents, manifest: Manifest, target: Path, target_format: F
     return target / FOLDER / step
 
 
-def verify(source: Path, written: Path, weights: Weights, manifest: Manifest, options: argparse.Namespace) -> bool:
-    """Read both again and compare what they compute; prints the findings."""
-    before, after = read(source, options), read(written, options)
-    if before.config is None or options.config:
+def verify(before: Contents, after: Contents, weights: Weights, manifest: Manifest, given: bool) -> bool:
+    """Compare what both compute; prints the findings.
+
+    Args:
+        before, after: source and target, read again.
+        weights: the set to compare.
+        manifest: of the target's configuration.
+        given: the source's own configuration was not used.
+    """
+    if before.config is None or given:
         before.config = after.config
     lightning.resolve_averages(before, manifest)
     lightning.resolve_averages(after, manifest)
-    config = after.meta.tokenizer
-    findings = compare(config, before.weights[weights], after.weights[weights])
-    print(f"verified with the {weights} weights, against the source in JAX:")
+    # A file that holds one set under plain names does not say which it was.
+    kept = weights if weights in after.weights else "raw"
+    config = after.meta.config
+    if isinstance(config, Config):
+        findings = compare(config, before.weights[weights], after.weights[kept])
+    else:
+        findings = compare_generators(config, before.weights[weights], after.weights[kept])
+    print(f"verified {config.name} with the {weights} weights, against the source in JAX:")
     for finding in findings:
         print(f"  {finding}")
     if not torch_bridge.is_installed():
@@ -117,20 +187,28 @@ def verify(source: Path, written: Path, weights: Weights, manifest: Manifest, op
     return all(finding.good for finding in findings)
 
 
-def _config(contents: Contents, given: str | None) -> Config:
+def _config(contents: Contents, given: str | None) -> AnyConfig:
     if given is None:
         return contents.config or find_config(contents, manifest_of)
     if contents.config is not None:
-        logger.info("%s carries a configuration of its own; --config %s takes its place", contents.origin, given)
-    if not Path(given).exists() and not given.endswith((".yaml", ".yml")):
-        try:
-            model = published.find(given)
-        except KeyError as error:
-            raise ValueError(f"--config {given}: no such file, and {error.args[0]}") from error
-        if model.config is None:
-            raise ValueError(f"--config {given}: a {model.family}, which has no configuration here yet")
-        return load_config(published.config_file(model))
-    return load_config(given)
+        logger.info("%s carries a configuration of its own; %s takes its place", contents.origin, given)
+    config = load_any_config(_config_file(given))
+    if config.kind != contents.kind:
+        raise ValueError(f"{given} is the configuration of a {config.kind}, {contents.origin} is a {contents.kind}")
+    return config
+
+
+def _config_file(given: str) -> Path:
+    """A file, or that of a published model."""
+    if Path(given).exists() or given.endswith((".yaml", ".yml")):
+        return Path(given)
+    try:
+        model = published.find(given)
+    except KeyError as error:
+        raise ValueError(f"--config {given}: no such file, and {error.args[0]}") from error
+    if model.config is None:
+        raise ValueError(f"--config {given}: a {model.family}, which has no configuration here yet")
+    return published.config_file(model)
 
 
 def _write_file(contents: Contents, manifest: Manifest, target: Path, target_format: Format) -> None:

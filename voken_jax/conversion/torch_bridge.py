@@ -17,6 +17,7 @@ import numpy as np
 
 from voken_common.conversion.contents import Arrays
 from voken_common.errors import CheckpointError
+from voken_common.generator_schema import GeneratorConfig
 from voken_common.schema import Config
 
 logger = logging.getLogger("voken")
@@ -82,14 +83,35 @@ def decode(config: Config, weights: Arrays, ids: np.ndarray) -> np.ndarray:
         return decoded.movedim(1, -1).numpy()
 
 
+def logits(config: GeneratorConfig, weights: Arrays, tokens: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
+    """Logits (B, T, V) per sub-token that the PyTorch network gives tokens (B, T, S) of classes (B,)."""
+    import torch
+
+    from voken_torch.models.generator import build_generator
+
+    with torch.device("meta"):
+        model: Any = build_generator(config.model)
+    with torch.no_grad():
+        model = _loaded(model, config.precision.param_dtype, weights)
+        parts = model(torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(labels.astype(np.int64)))
+        return [part.numpy() for part in parts]
+
+
 def _autoencoder(config: Config, weights: Arrays) -> Any:
     import torch
 
     from voken_torch.models.autoencoder import Autoencoder
 
-    dtype = getattr(torch, config.precision.param_dtype)
     with torch.device("meta"):
         model = Autoencoder(config.model, config.quantizer)
+    return _loaded(model, config.precision.param_dtype, weights)
+
+
+def _loaded(model: Any, param_dtype: str, weights: Arrays) -> Any:
+    """A network that was built without memory, with these weights."""
+    import torch
+
+    dtype = getattr(torch, param_dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable.*", category=UserWarning)
         tensors = {name: _tensor(array).to(dtype) for name, array in weights.items()}

@@ -26,7 +26,7 @@ IMAGES, TOKENS_PER_SIDE, SEED = 2, 8, 0
 LATENT_NOISE = 1e-3
 """Relative difference of latents that two float32 implementations of a deep network may show."""
 LARGEST_DIFFERENCE = 1e-3
-"""Of reconstructions in [-1, 1]."""
+"""Of reconstructions in [-1, 1], and of logits relative to the largest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Comparison:
     Attributes:
         what: whose weights, where.
         equal, near_ties, total: tokens with the same id, with another id that is as near as rounding, and all.
-        difference: largest difference of what the same ids decode to.
+        difference: largest difference of what the same ids decode to, or of other results.
+        of: what the difference is of.
     """
 
     what: str
@@ -44,6 +45,7 @@ class Comparison:
     near_ties: int
     total: int
     difference: float
+    of: str = "reconstructions"
 
     @property
     def good(self) -> bool:
@@ -53,7 +55,7 @@ class Comparison:
     def __str__(self) -> str:
         ties = f" ({self.near_ties} of the others are near-ties)" if self.equal < self.total else ""
         return (
-            f"{self.what}: ids equal: {self.equal} of {self.total}{ties}, largest difference of reconstructions "
+            f"{self.what}: ids equal: {self.equal} of {self.total}{ties}, largest difference of {self.of} "
             f"{self.difference:.1e}"
         )
 
