@@ -32,14 +32,41 @@ def decode_image(
     Raises:
       ImageDecodeError: unreadable, not an image, truncated, or of a pixel type that has no agreed range.
     """
+    image = open_image(source, name=name, exif_rotate=exif_rotate)
+    return np.array(image)
+
+
+def open_image(
+    source: bytes | str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    exif_rotate: bool = False,
+    short_side: int | None = None,
+) -> Image.Image:
+    """As `decode_image`, but the pixels stay with Pillow: cheaper where Pillow goes on to resize them.
+
+    Args:
+      source, name, exif_rotate: as of `decode_image`.
+      short_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as its shorter side keeps this many
+        pixels; None: never.
+
+    Returns:
+      a loaded image of mode RGB.
+
+    Raises:
+      ImageDecodeError: as `decode_image`.
+    """
     if name is None:
         name = "image bytes" if isinstance(source, bytes) else os.fspath(source)
     if isinstance(source, bytes) and not source:
         raise ImageDecodeError(f"{name}: the file is empty")
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if short_side is not None:
+                # Not the mode: asking for one would decode grey images to something else.
+                image.draft(None, (short_side, short_side))
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image) if exif_rotate else image)
+            return _as_rgb(ImageOps.exif_transpose(image) if exif_rotate else image)
     except ImageDecodeError as error:
         raise ImageDecodeError(f"{name}: {error}") from error
     except Exception as error:
@@ -54,19 +81,23 @@ def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     Raises:
       ImageDecodeError: a pixel type that has no agreed range.
     """
+    return np.array(_as_rgb(image))
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
     if image.mode in _SIXTEEN_BIT_MODES:
-        return _grey_to_rgb((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "I":
-        return _grey_to_rgb(_integers_to_bytes(np.asarray(image)))
+        return Image.fromarray(_integers_to_bytes(np.asarray(image))).convert("RGB")
     if image.mode == "F":
         raise ImageDecodeError(
             "floating-point pixels have no agreed range; expected integers: convert it to 8 or 16 bits"
         )
-    if image.mode != "RGB":
-        # Without the entry Pillow neither warns nor composites: palette colours stay as they are.
-        image.info.pop("transparency", None)
-        image = image.convert("RGB")
-    return np.array(image)
+    # Without the entry Pillow neither warns nor composites: palette colours stay as they are.
+    image.info.pop("transparency", None)
+    return image.convert("RGB")
 
 
 def _integers_to_bytes(values: np.ndarray) -> UInt8[np.ndarray, "h w"]:
@@ -76,10 +107,6 @@ def _integers_to_bytes(values: np.ndarray) -> UInt8[np.ndarray, "h w"]:
             f"integer pixels from {values.min()} to {values.max()}; expected 0 to 65535: convert it to 8 or 16 bits"
         )
     return (values >> 8).astype(np.uint8)
-
-
-def _grey_to_rgb(grey: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    return np.repeat(grey[:, :, None], 3, axis=2)
 
 
 def reason_of(error: Exception) -> str:

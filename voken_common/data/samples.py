@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from voken_common.data import transforms
 from voken_common.data.bad_images import BadImage, BadImageLimit
-from voken_common.data.decode import decode_image
+from voken_common.data.decode import open_image
 from voken_common.data.errors import ImageDecodeError
 from voken_common.data.schema import DataConfig
 from voken_common.data.sources import ImageSource
@@ -63,13 +63,18 @@ class SampleLoader:
         except OSError as error:
             reason = error.strerror or error
             raise ImageDecodeError(f"{self.source.key(index)}: cannot be read: {reason}") from error
-        if isinstance(image, bytes):
-            image = decode_image(image, name=self.source.key(index), exif_rotate=self.config.exif_rotate)
-        self._check_shape(index, image)
-        return transforms.resize_short_side(image, self.config.image_size, self.config.resize), label
+        size, convention = self.config.image_size, self.config.resize
+        if not isinstance(image, bytes):
+            self._check_shape(index, *image.shape[:2])
+            return transforms.resize_short_side(image, size, convention), label
+        reduced = size if self.config.reduced_jpeg_decode and convention != "none" else None
+        decoded = open_image(
+            image, name=self.source.key(index), exif_rotate=self.config.exif_rotate, short_side=reduced
+        )
+        self._check_shape(index, decoded.height, decoded.width)
+        return transforms.resize_pillow_image(decoded, size, convention), label
 
-    def _check_shape(self, index: int, image: UInt8[np.ndarray, "h w 3"]) -> None:
-        height, width = image.shape[:2]
+    def _check_shape(self, index: int, height: int, width: int) -> None:
         if max(height, width) > MAX_ASPECT * min(height, width):
             raise ImageDecodeError(
                 f"{self.source.key(index)}: found {height}x{width} pixels, expected sides within a ratio of "

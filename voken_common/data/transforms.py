@@ -46,23 +46,40 @@ def resize_short_side(
         antialias; `none` leaves the image alone, unless a side is shorter than `size`: then `pil`.
     """
     height, width = image.shape[:2]
-    short = min(height, width)
-    if convention == "none":
-        if short >= size:
-            return image
-        convention = "pil"
-    if convention == "pil":
-        new_height, new_width = (size if side == short else int(size * side / short) for side in (height, width))
-        return _resize_pil(image, new_height, new_width)
+    sides = _resized_sides(height, width, size, convention)
+    if sides == (height, width):
+        return image
     if convention == "cv2":
-        return resize_bilinear_cv2(image, round(height * size / short), round(width * size / short))
+        return resize_bilinear_cv2(image, *sides)
+    return _resize_pillow(Image.fromarray(image), *sides)
+
+
+def resize_pillow_image(image: Image.Image, size: int, convention: Convention) -> UInt8[np.ndarray, "H W 3"]:
+    """`resize_short_side` of an RGB image that Pillow holds, with the same result and a copy or two less.
+
+    Args:
+      image, size, convention: as there.
+    """
+    sides = _resized_sides(image.height, image.width, size, convention)
+    if convention == "cv2" or sides == (image.height, image.width):
+        return resize_short_side(np.asarray(image), size, convention)
+    return _resize_pillow(image, *sides)
+
+
+def _resized_sides(height: int, width: int, size: int, convention: Convention) -> tuple[int, int]:
+    short = min(height, width)
+    if convention == "none" and short >= size:
+        return height, width
+    if convention == "cv2":
+        return round(height * size / short), round(width * size / short)
+    if convention in ("pil", "none"):
+        new_height, new_width = (size if side == short else int(size * side / short) for side in (height, width))
+        return new_height, new_width
     raise ValueError(f"unknown resize convention {convention!r}: expected pil, cv2 or none")
 
 
-def _resize_pil(image: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
-    if image.shape[:2] == (height, width):
-        return image
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+def _resize_pillow(image: Image.Image, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def resize_bilinear_cv2(image: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
