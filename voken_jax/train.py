@@ -23,6 +23,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a setting"
     )
     parser.add_argument(
+        "--profile", type=int, nargs="?", const=5, default=0, metavar="STEPS", help="trace so many steps (default 5)"
+    )
+    parser.add_argument(
+        "--replay", type=Path, metavar="FILE", help="train nothing: show what a kept failed_batch_<step>.npz does"
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="build and compile, report parameters, memory and FLOPs, train nothing"
     )
     parser.add_argument("--cpu-devices", type=int, metavar="N", help="use N simulated CPU devices instead of real ones")
@@ -31,7 +37,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 done or stopped, 2 for input that cannot be used, 3 for a run that diverged, 4 for a lost process."""
+    """Exit status: 0 done or stopped, 2 input that cannot be used, 3 a run that diverged, 4 a process that was lost."""
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.WARNING)
@@ -44,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     from voken_common.config import load_any_config
     from voken_common.errors import NonFiniteError
     from voken_jax.dry_run import dry_run
+    from voken_jax.replay import replay
     from voken_jax.trainer import train
 
     try:
@@ -52,7 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
             dry_run(config)
         else:
             with distributed.session(options):
-                train(config, Path(options.workdir or Path("runs") / config.name))
+                workdir = Path(options.workdir or Path("runs") / config.name)
+                if options.replay:
+                    replay(config, workdir, options.replay)
+                else:
+                    train(config, workdir, options.profile)
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
