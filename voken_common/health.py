@@ -227,6 +227,16 @@ def load_failed_batch(path: str | Path) -> tuple[int, dict[str, np.ndarray], lis
         ) from error
 
 
+def check_replayed(path: Path, batch: Mapping[str, np.ndarray], batch_size: int) -> None:
+    """Raise CheckpointError unless a kept batch is a whole one: processes keep their shares in files of their own."""
+    found = sorted({len(array) for array in batch.values() if np.ndim(array)})
+    if found != [batch_size]:
+        raise CheckpointError(
+            f"{path} holds {found} samples, training.batch_size is {batch_size}: a run of several processes keeps a "
+            "share per process, so replay one with --set training.batch_size=<samples> in one process"
+        )
+
+
 def describe_replay(path: Path, step: int, terms: list[str], at: int, metrics: Mapping[str, float]) -> str:
     """What a replayed step gave, as a table.
 

@@ -23,6 +23,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a setting"
     )
+    parser.add_argument(
+        "--profile", type=int, nargs="?", const=5, default=0, metavar="STEPS", help="trace so many steps (default 5)"
+    )
+    parser.add_argument(
+        "--replay", type=Path, metavar="FILE", help="train nothing: show what a kept failed_batch_<step>.npz does"
+    )
     parser.add_argument("--device", choices=device.NAMES, default="auto", help="auto: an NPU, else CUDA, else the CPU")
     parser.add_argument("--fused", action="store_true", help="the device's fused attention and optimizer")
     parser.add_argument(
@@ -40,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     from voken_common.config import load_any_config
     from voken_common.errors import NonFiniteError
     from voken_common.weights import WeightsError
+    from voken_torch.replay import replay
     from voken_torch.trainer import train
 
     try:
@@ -47,7 +54,11 @@ def main(arguments: list[str] | None = None) -> int:
         if options.deterministic:
             device.set_numerics(device.resolve(options.device), full_precision=True, deterministic=True)
         with device.session(options.device, fused=options.fused) as runtime:
-            train(config, Path(options.workdir or Path("runs") / config.name), runtime)
+            workdir = Path(options.workdir or Path("runs") / config.name)
+            if options.replay:
+                replay(config, workdir, options.replay, runtime)
+            else:
+                train(config, workdir, runtime, options.profile)
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
