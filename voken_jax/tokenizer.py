@@ -14,13 +14,11 @@ from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
 from voken_common.checkpoints import Step, Weights
-from voken_common.conversion.safetensors_file import is_safetensors, read_safetensors
-from voken_common.errors import CheckpointError
-from voken_common.names import require_same_shapes, to_jax, to_torch
+from voken_common.names import require_same_shapes, to_torch
 from voken_common.pixels import pad_to_multiple
 from voken_common.schema import Config
 from voken_common.tokens import fingerprint
-from voken_jax.checkpoint import find_step, load_generator, read_meta
+from voken_jax import loading
 from voken_jax.quantization import code_indices, encode_indices, lookup
 from voken_jax.state import build_autoencoder
 
@@ -66,22 +64,10 @@ class Tokenizer:
             CheckpointError: there is no such checkpoint, it is damaged, or it cannot be read. Other files become
                 one of these by `voken-convert`.
         """
-        if Path(checkpoint).is_file():
-            return cls._load_file(Path(checkpoint), weights)
-        folder = find_step(checkpoint, step, weights=weights, verify=None if verify else False)
-        config = read_meta(folder).tokenizer
-        return cls(config, load_generator(folder, build_autoencoder(config).parameters, weights))
-
-    @classmethod
-    def _load_file(cls, path: Path, weights: Weights | None) -> Tokenizer:
-        if not is_safetensors(path):
-            raise CheckpointError(
-                f"{path} is neither a directory nor a .safetensors file: `voken-convert {path} DIRECTORY` makes one "
-                "of other checkpoints"
-            )
-        meta, arrays = read_safetensors(path, weights)
-        dtype = jnp.dtype(meta.tokenizer.precision.param_dtype)
-        return cls(meta.tokenizer, {name: jnp.asarray(array, dtype) for name, array in to_jax(arrays).items()})
+        found = loading.load(
+            checkpoint, lambda meta: build_autoencoder(meta.tokenizer), step=step, weights=weights, verify=verify
+        )
+        return cls(found.meta.tokenizer, found.weights)
 
     @property
     def weights(self) -> dict[str, Array]:

@@ -12,12 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from voken_common.checkpoints import Step, Weights
-from voken_common.conversion.safetensors_file import is_safetensors, read_safetensors
 from voken_common.names import require_same_shapes
 from voken_common.pixels import pad_to_multiple
 from voken_common.schema import Config
 from voken_common.tokens import fingerprint
-from voken_torch.checkpoint import find_step, load_generator, read_meta
+from voken_torch import loading
 from voken_torch.device import Runtime
 from voken_torch.models.autoencoder import Autoencoder
 from voken_torch.models.layers import Policy, plain_attention
@@ -73,13 +72,8 @@ class Tokenizer:
         Raises:
             CheckpointError: there is no such checkpoint, it is damaged, or it cannot be read.
         """
-        path = find_step(checkpoint, step, verify=verify)
-        if not is_safetensors(path):
-            return cls(read_meta(path).tokenizer, load_generator(path, weights), runtime)
-        meta, arrays = read_safetensors(path, weights)
-        dtype = getattr(torch, meta.tokenizer.precision.param_dtype)
-        wide = {name: array.astype(meta.tokenizer.precision.param_dtype) for name, array in arrays.items()}
-        return cls(meta.tokenizer, {name: torch.tensor(array, dtype=dtype) for name, array in wide.items()}, runtime)
+        found = loading.load(checkpoint, step=step, weights=weights, verify=verify)
+        return cls(found.meta.tokenizer, found.weights, runtime)
 
     @property
     def downsampling(self) -> int:

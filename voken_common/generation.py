@@ -1,0 +1,134 @@
+"""What is asked of a trained generator, checked once for both frameworks: classes, seeds, and how tokens are drawn.
+
+Shape legend: B samples, h w tokens along the sides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+from numpy.typing import ArrayLike
+from pydantic import ValidationError
+
+from voken_common.config import load_any_config
+from voken_common.errors import CheckpointError
+from voken_common.generator_schema import GeneratorConfig, SamplingConfig
+from voken_common.published import config_file, find
+from voken_common.sampling import Sampling
+from voken_common.schema import Config
+
+SEEDS = 2**32
+
+
+class Samples(NamedTuple):
+    """What a generator gives.
+
+    Attributes:
+        ids: (B, h, w) tokens, as the tokenizer takes them.
+        images: in [-1, 1], (B, H, W, 3) in JAX and (B, 3, H, W) in PyTorch; None where they were not asked for.
+    """
+
+    ids: Any
+    images: Any
+
+
+def check_labels(labels: ArrayLike, classes: int) -> Int[np.ndarray, " B"]:
+    """Classes as a vector.
+
+    Raises:
+        ValueError: not a vector of integers, or none of the classes.
+    """
+    array = np.atleast_1d(np.asarray(labels))
+    if array.ndim != 1 or array.dtype.kind not in "iu" or not array.size:
+        raise ValueError(f"labels are {array.dtype} of shape {array.shape}, expected a vector of classes, one a sample")
+    if not 0 <= array.min() <= array.max() < classes:
+        raise ValueError(
+            f"labels run from {array.min()} to {array.max()}, this generator has classes 0 to {classes - 1}"
+        )
+    return array.astype(np.int32)
+
+
+def seed_of(seed: int, *numbers: int) -> int:
+    """The seed of one of the samples that are drawn from a common seed."""
+    return int(np.random.SeedSequence((seed, *numbers)).generate_state(1)[0])
+
+
+def check_seeds(seed: int, seeds: Sequence[int] | None, count: int) -> list[int]:
+    """A seed per sample: the given ones, or those that follow from the common one.
+
+    Raises:
+        ValueError: another number of them, or one that is no 32-bit number.
+    """
+    given = [seed] if seeds is None else [int(value) for value in seeds]
+    if wrong := [value for value in given if not 0 <= value < SEEDS]:
+        raise ValueError(f"seed {wrong[0]}: expected 0 to {SEEDS - 1}")
+    if seeds is None:
+        return [seed_of(seed, number) for number in range(count)]
+    if len(given) != count:
+        raise ValueError(f"{len(given)} seeds for {count} labels: expected one a sample, or `seed` for all")
+    return given
+
+
+def check_sampling(sampling: Sampling | SamplingConfig | None, config: GeneratorConfig) -> Sampling:
+    """How to draw: as given, or as the generator's configuration says.
+
+    Raises:
+        ValueError: values that cannot be, or not one per sub-token.
+    """
+    if sampling is None:
+        return config.sampling.settings()
+    if isinstance(sampling, Sampling):
+        try:
+            sampling = SamplingConfig(**sampling._asdict())
+        except ValidationError as error:
+            detail = error.errors()[0]
+            place = ".".join(map(str, detail["loc"]))
+            raise ValueError(f"sampling.{place} is {detail['input']!r}: {detail['msg'].lower()}") from error
+    parts = len(config.model.vocabularies)
+    for name in ("scale", "temperature", "top_k", "top_p"):
+        found = getattr(sampling, name)
+        if len(found) != parts:
+            raise ValueError(
+                f"{name} has {len(found)} value(s) {list(found)}; {config.name} predicts {parts} sub-token(s) per "
+                "position and needs one for each"
+            )
+    return sampling.settings()
+
+
+def preset(name: str) -> SamplingConfig:
+    """The settings that a published generator's figures were computed with.
+
+    Raises:
+        ValueError: no such model, or one that generates nothing.
+    """
+    try:
+        model = find(name)
+    except KeyError as error:
+        raise ValueError(f"--preset: {error.args[0]}") from error
+    if model.family != "generator":
+        raise ValueError(f"--preset {name}: that is an {model.family}, expected a generator")
+    config = load_any_config(config_file(model), ["data.train=none"])
+    assert isinstance(config, GeneratorConfig)
+    return config.sampling
+
+
+def require_fitting(config: GeneratorConfig, tokenizer: Config, origin: str) -> None:
+    """Raise CheckpointError unless a tokenizer, read from `origin`, has the codes that the generator predicts."""
+    codes, vocabularies = tokenizer.quantizer.codebook_size, config.model.vocabularies
+    if codes != math.prod(vocabularies):
+        raise CheckpointError(
+            f"tokenizer {origin} has {codes} codes, generator {config.name} predicts {math.prod(vocabularies)} "
+            f"(model.vocabularies {list(vocabularies)}): name the tokenizer that it was trained with"
+        )
+
+
+def no_tokenizer(config: GeneratorConfig) -> CheckpointError:
+    """The error where images are asked for and nothing says what makes them."""
+    return CheckpointError(
+        f"generator {config.name} names no tokenizer, so that it makes tokens alone: give one "
+        "(`Generator.load(..., tokenizer=CHECKPOINT)`, --tokenizer CHECKPOINT), or ask for tokens (`images=False`)"
+    )

@@ -1,0 +1,167 @@
+"""The public Generator: load a checkpoint, draw images of classes.
+
+Shape legend: B samples, h w tokens along the sides, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray
+from numpy.typing import ArrayLike, DTypeLike
+
+from voken_common.checkpoints import Step, Weights
+from voken_common.first_stage import find_tokenizer
+from voken_common.generation import (
+    Samples,
+    check_labels,
+    check_sampling,
+    check_seeds,
+    no_tokenizer,
+    require_fitting,
+)
+from voken_common.generator_schema import GeneratorConfig, SamplingConfig
+from voken_common.names import require_same_shapes
+from voken_common.sampling import Sampling
+from voken_common.tokens import join_ids
+from voken_jax import loading
+from voken_jax.models.functional import Network
+from voken_jax.models.generator import build_generator
+from voken_jax.sampling import generate
+from voken_jax.state import policy_of
+from voken_jax.tokenizer import Tokenizer
+
+
+class Generator:
+    """A trained class-conditional generator. Programs are compiled once per number of samples and way of drawing.
+
+    Args:
+        config: the run it comes from; its `model`, `precision` and `sampling` are used.
+        weights: by dotted name. They are kept in the precision that is computed in.
+        tokenizer: what turns tokens into images; None: found through the configuration when it is needed.
+        origin: the checkpoint, beside which the tokenizer is looked for.
+
+    Raises:
+        NameMismatch: the weights are not those of the network.
+        CheckpointError: the tokenizer has not the codes that are generated.
+    """
+
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        weights: dict[str, Array],
+        tokenizer: Tokenizer | None = None,
+        origin: str | Path = ".",
+    ):
+        self.config, self.origin = config, str(origin)
+        self._network = network_of(config)
+        require_same_shapes(weights, self._network.parameters, f"weights of {config.name}")
+        dtype = jnp.dtype(config.precision.compute_dtype)
+        self._weights = {name: weight.astype(dtype) for name, weight in weights.items()}
+        self._tokenizer = tokenizer
+        if tokenizer is not None:
+            require_fitting(config, tokenizer.config, tokenizer.config.name)
+        self._generate = jax.jit(self._program, static_argnames=("sampling", "cache_dtype"))
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | Path,
+        tokenizer: Tokenizer | str | Path | None = None,
+        *,
+        step: Step = "latest",
+        weights: Weights | None = None,
+        verify: bool = True,
+    ) -> Generator:
+        """Read a checkpoint; nothing but its place is needed.
+
+        Args:
+            checkpoint: a work directory, the folder of one step, or a .safetensors file of voken.
+            tokenizer: what turns tokens into images, or its checkpoint; None: the one that the configuration names,
+                looked for beside the generator's work directory, then where the configuration says.
+            step: which step of a work directory.
+            weights: `ema` (averages) or `raw`; None: averages if there are any.
+            verify: whether to verify the checksums of what is read.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, it is damaged, or it is not one of a generator.
+        """
+        found = loading.load(
+            checkpoint, lambda meta: network_of(meta.generator), step=step, weights=weights, verify=verify
+        )
+        if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+            tokenizer = Tokenizer.load(tokenizer)
+        return cls(found.meta.generator, found.weights, tokenizer, found.path)
+
+    @property
+    def classes(self) -> int:
+        """Labels are in [0, classes)."""
+        return self.config.model.classes
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What turns tokens into images.
+
+        Raises:
+            CheckpointError: none is named, it is not there, or it has other codes than are generated.
+        """
+        if self._tokenizer is None:
+            if self.config.tokenizer is None:
+                raise no_tokenizer(self.config)
+            place = find_tokenizer(self.config.tokenizer, self.origin)
+            tokenizer = Tokenizer.load(place)
+            require_fitting(self.config, tokenizer.config, str(place))
+            self._tokenizer = tokenizer
+        return self._tokenizer
+
+    def sample(
+        self,
+        labels: ArrayLike,
+        *,
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        sampling: Sampling | SamplingConfig | None = None,
+        images: bool = True,
+        cache_dtype: DTypeLike | None = None,
+    ) -> Samples:
+        """One sample per label; see `voken_common.generation.Samples`.
+
+        Args:
+            labels: (B,) a class per sample, in any mixture.
+            seed: decides all samples together.
+            seeds: (B,) instead, one per sample: the same seed and class give the same sample whatever the batch, up to
+                the rounding of sums.
+            sampling: guidance, temperature and filters; None: those of the configuration.
+            images: False leaves out the images, and needs no tokenizer.
+            cache_dtype: of keys and values, such as bfloat16 to save memory; None: that of the computation.
+
+        Raises:
+            ValueError: labels, seeds or settings that cannot be.
+            CheckpointError: images without a tokenizer that makes them.
+        """
+        classes = check_labels(labels, self.classes)
+        numbers = np.array(check_seeds(seed, seeds, len(classes)), np.uint32)
+        settings = check_sampling(sampling, self.config)
+        tokenizer = self.tokenizer if images else None
+        dtype = None if cache_dtype is None else jnp.dtype(cache_dtype)
+        keys = jax.vmap(jax.random.key)(numbers)
+        tokens = self._generate(self._weights, classes, keys, sampling=settings, cache_dtype=dtype)
+        grid = self.config.model.grid
+        ids = jnp.asarray(join_ids(np.asarray(tokens), self.config.model.vocabularies).reshape(-1, grid, grid))
+        return Samples(ids, None if tokenizer is None else tokenizer.decode(ids))
+
+    def _program(
+        self, weights: dict[str, Array], labels: Array, keys: PRNGKeyArray, *, sampling: Sampling, cache_dtype: Any
+    ) -> Array:
+        return generate(self._network.bind(weights), labels, keys, sampling, cache_dtype)
+
+
+def network_of(config: GeneratorConfig) -> Network:
+    """The network of a configuration; nothing is allocated."""
+    policy = policy_of(config.precision)
+    return Network(lambda rngs: build_generator(config.model, policy=policy, rngs=rngs))

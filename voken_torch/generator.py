@@ -1,0 +1,159 @@
+"""The public Generator: load a checkpoint, draw images of classes.
+
+Shape legend: B samples, h w tokens along the sides, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from voken_common.checkpoints import Step, Weights
+from voken_common.first_stage import find_tokenizer
+from voken_common.generation import (
+    Samples,
+    check_labels,
+    check_sampling,
+    check_seeds,
+    no_tokenizer,
+    require_fitting,
+)
+from voken_common.generator_schema import GeneratorConfig, SamplingConfig
+from voken_common.names import require_same_shapes
+from voken_common.sampling import Sampling
+from voken_common.tokens import join_ids
+from voken_torch import loading
+from voken_torch.device import Runtime
+from voken_torch.models.generator import build_generator
+from voken_torch.sampling import generate
+from voken_torch.tokenizer import Tokenizer
+
+
+class Generator:
+    """A trained class-conditional generator.
+
+    Args:
+        config: the run it comes from; its `model`, `precision` and `sampling` are used.
+        weights: by name. They are kept in the precision that is computed in, and moved to the device.
+        tokenizer: what turns tokens into images; None: found through the configuration when it is needed.
+        origin: the checkpoint, beside which the tokenizer is looked for.
+        runtime: where to compute; the CPU by default.
+
+    Raises:
+        NameMismatch: the weights are not those of the network.
+        CheckpointError: the tokenizer has not the codes that are generated.
+        DeviceError: the device cannot compute in the configured precision.
+    """
+
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        weights: dict[str, Tensor],
+        tokenizer: Tokenizer | None = None,
+        origin: str | Path = ".",
+        runtime: Runtime | None = None,
+    ):
+        self.config, self.origin, self.runtime = config, str(origin), runtime or Runtime()
+        precision = config.precision
+        self.runtime.check_precision(precision.param_dtype, precision.compute_dtype)
+        with torch.device("meta"):
+            network = build_generator(config.model)
+        require_same_shapes(weights, network.state_dict(), f"weights of {config.name}")
+        # No autocast: it would convert every weight anew at every position.
+        dtype = getattr(torch, precision.compute_dtype)
+        placed = {name: weight.to(self.runtime.device, dtype) for name, weight in weights.items()}
+        network.load_state_dict(placed, strict=True, assign=True)
+        self._network = network.requires_grad_(False).eval()
+        self._tokenizer = tokenizer
+        if tokenizer is not None:
+            require_fitting(config, tokenizer.config, tokenizer.config.name)
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | Path,
+        tokenizer: Tokenizer | str | Path | None = None,
+        *,
+        step: Step = "latest",
+        weights: Weights | None = None,
+        runtime: Runtime | None = None,
+        verify: bool = True,
+    ) -> Generator:
+        """Read a checkpoint; nothing but its place is needed.
+
+        Args:
+            checkpoint: a work directory, a checkpoint file, or a .safetensors file of voken.
+            tokenizer: what turns tokens into images, or its checkpoint; None: the one that the configuration names,
+                looked for beside the generator's work directory, then where the configuration says.
+            step: which step of a work directory.
+            weights: `ema` (averages) or `raw`; None: averages if there are any.
+            runtime: where to compute; the CPU by default.
+            verify: whether to verify the checksums of the file.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, it is damaged, or it is not one of a generator.
+        """
+        found = loading.load(checkpoint, step=step, weights=weights, verify=verify)
+        if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+            tokenizer = Tokenizer.load(tokenizer, runtime=runtime)
+        return cls(found.meta.generator, found.weights, tokenizer, found.path, runtime)
+
+    @property
+    def classes(self) -> int:
+        """Labels are in [0, classes)."""
+        return self.config.model.classes
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What turns tokens into images.
+
+        Raises:
+            CheckpointError: none is named, it is not there, or it has other codes than are generated.
+        """
+        if self._tokenizer is None:
+            if self.config.tokenizer is None:
+                raise no_tokenizer(self.config)
+            place = find_tokenizer(self.config.tokenizer, self.origin)
+            tokenizer = Tokenizer.load(place, runtime=self.runtime)
+            require_fitting(self.config, tokenizer.config, str(place))
+            self._tokenizer = tokenizer
+        return self._tokenizer
+
+    def sample(
+        self,
+        labels: ArrayLike | Tensor,
+        *,
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        sampling: Sampling | SamplingConfig | None = None,
+        images: bool = True,
+        cache_dtype: torch.dtype | None = None,
+    ) -> Samples:
+        """One sample per label; see `voken_common.generation.Samples`.
+
+        Args:
+            labels: (B,) a class per sample, in any mixture.
+            seed: decides all samples together.
+            seeds: (B,) instead, one per sample: the same seed and class give the same sample whatever the batch, up to
+                the rounding of sums.
+            sampling: guidance, temperature and filters; None: those of the configuration.
+            images: False leaves out the images, and needs no tokenizer.
+            cache_dtype: of keys and values, such as bfloat16 to save memory; None: that of the computation.
+
+        Raises:
+            ValueError: labels, seeds or settings that cannot be.
+            CheckpointError: images without a tokenizer that makes them.
+        """
+        classes = check_labels(labels.cpu().numpy() if isinstance(labels, Tensor) else labels, self.classes)
+        numbers = check_seeds(seed, seeds, len(classes))
+        settings = check_sampling(sampling, self.config)
+        tokenizer = self.tokenizer if images else None
+        placed = torch.from_numpy(classes).to(self.runtime.device, torch.int64)
+        tokens = generate(self._network, placed, numbers, settings, cache_dtype, graphs=True)
+        model = self.config.model
+        ids = torch.from_numpy(join_ids(tokens.cpu().numpy(), model.vocabularies)).reshape(-1, model.grid, model.grid)
+        return Samples(ids, None if tokenizer is None else tokenizer.decode(ids))
