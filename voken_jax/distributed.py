@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import logging
 import os
+import pickle
 import sys
 import threading
 import time
@@ -22,7 +23,9 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
 from jax._src import distributed as _runtime
+from jax.experimental import multihost_utils
 
 logger = logging.getLogger("voken")
 
@@ -131,6 +134,17 @@ def describe_lost(error: BaseException) -> str:
         f"process {jax.process_index()} of {jax.process_count()}: a computation that all processes share did not "
         f"finish; most likely another one was lost, so look at its output ({_one_line(error)}). {_AGAIN}"
     )
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """What the other processes hold; empty where there is one. Pickled: small objects of our own only."""
+    if jax.process_count() == 1:
+        return []
+    own = np.frombuffer(pickle.dumps(value), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(own.size, np.int32))
+    rows = multihost_utils.process_allgather(np.pad(own, (0, int(sizes.max()) - own.size)))
+    gathered = [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+    return [other for index, other in enumerate(gathered) if index != jax.process_index()]
 
 
 class _Watch(threading.Thread):

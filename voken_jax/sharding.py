@@ -43,9 +43,23 @@ def batch_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def local_rows(array: jax.Array) -> np.ndarray:
+    """The rows that this process brought of an array that is split along its first axis, and nothing else."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    # Devices along `model` hold the same rows.
+    rows = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
+
+
 def check_batch(config: AnyConfig, mesh: Mesh) -> None:
     """Raise ValueError unless every device gets the same number of samples of every micro-batch."""
     shards, accumulate = batch_shards(mesh), config.optimizer.accumulate
+    if shards % jax.process_count():
+        raise ValueError(
+            f"mesh.data x mesh.fsdp is {shards}, which {jax.process_count()} processes cannot share evenly: each reads "
+            "samples of its own, so mesh.model has to fit into the devices of one"
+        )
     for key, size, parts in (
         ("training.batch_size", config.training.batch_size, shards * accumulate),
         ("validation.batch_size", config.validation.batch_size, shards),
@@ -110,8 +124,11 @@ def generator_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     Over `model`: attention by heads, the feed-forward layer by hidden features, the last layer by codes, so that the
     products of a block need one sum over `model` each. Over `fsdp`: the other axis. The class's modulation, a third of
     an adaptive model, is split by its inputs over both, since its features meet everywhere; embeddings by features.
-    Tensors of one dimension are whole on every device, and so is an axis that does not divide.
+    Tensors of one dimension are whole on every device, and so is an axis that does not divide. Weights of all layers in
+    one array (`*` in the name) have a leading axis more, which is not split.
     """
+    if ".*." in name:
+        return P(None, *generator_spec(name.replace(".*.", ".0."), shape[1:], mesh))
     if len(shape) != 2:
         return P()
     axes: tuple[Any, Any] = (None, "fsdp")
@@ -145,3 +162,9 @@ def state_shardings(abstract: Any, mesh: Mesh, config: AnyConfig) -> Any:
         return NamedSharding(mesh, generator_spec(names[-1], leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(of, abstract)
+
+
+def with_shardings(shapes: Any, mesh: Mesh, config: AnyConfig) -> Any:
+    """The shapes of a training state as ShapeDtypeStructs that say where each leaf lives."""
+    shardings = state_shardings(shapes, mesh, config)
+    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings)

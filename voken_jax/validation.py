@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from voken_common.data.pipeline import ValidationBatches
 from voken_common.schema import Config
 from voken_common.validation import Validation, ValidationTotals
+from voken_jax.distributed import gather_objects
 from voken_jax.models.functional import Network, Weights
 from voken_jax.quantization import encode_indices, lookup
 from voken_jax.quantizers.statistics import (
@@ -19,7 +20,7 @@ from voken_jax.quantizers.statistics import (
     init_statistics,
     update_statistics,
 )
-from voken_jax.sharding import batch_sharding, replicated
+from voken_jax.sharding import batch_sharding, local_rows, replicated
 from voken_jax.tokenizer_step import Perceptual
 
 
@@ -30,16 +31,22 @@ class Validator:
         self._config, self._autoencoder, self._mesh = config, autoencoder, mesh
         self._perceptual = perceptual
         self._frozen = {} if perceptual is None else jax.device_put(perceptual.weights, replicated(mesh))
-        self._program = jax.jit(self._evaluate, donate_argnums=1)
+        rows = batch_sharding(mesh)
+        self._program = jax.jit(self._evaluate, donate_argnums=1, out_shardings=(replicated(mesh), rows, rows))
 
     def __call__(self, weights: Weights, batches: ValidationBatches) -> Validation:
-        """Evaluate `weights`; padding and undecodable images are left out of every mean."""
+        """Evaluate `weights` on this process's batches and combine all processes' results.
+
+        Padding and undecodable images are left out of every mean. The pictures are those of this process.
+        """
         totals = ValidationTotals(self._config.validation.pictures)
         statistics = init_statistics(self._config.quantizer.codebook_size)
         for batch in batches:
             arrays = {k: self._to_devices(batch[k]) for k in ("image", "mask")}
             statistics, images, values = self._program(weights, statistics, arrays, self._frozen)
-            totals.add(batch, np.asarray(images), {name: np.asarray(value) for name, value in values.items()})
+            totals.add(batch, local_rows(images), {name: local_rows(value) for name, value in values.items()})
+        for others in gather_objects(totals.without_pictures()):
+            totals.merge(others)
         return totals.result(np.asarray(statistics.counts))
 
     def _to_devices(self, local: np.ndarray) -> jax.Array:
