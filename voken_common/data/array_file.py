@@ -1,11 +1,12 @@
 """Named arrays in one file, mapped into memory: worker processes share the pages instead of holding a copy each.
 
-The file is a safetensors file whose metadata holds one JSON object.
+The file is a safetensors file whose metadata holds one JSON object and a checksum of the arrays.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import safetensors.numpy
 
 from voken_common.files import replacing
 
-_KEY = "about"
+_KEY, _CHECKSUM = "about", "crc32"
 _LONGEST_HEADER = 1 << 30
 _TYPES = {"I64": np.int64, "U32": np.uint32, "I32": np.int32, "U8": np.uint8}
 
@@ -30,17 +31,22 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], about: Mapp
     Raises:
       OSError: it cannot be written.
     """
-    data = safetensors.numpy.save(dict(arrays), {_KEY: json.dumps(about, ensure_ascii=True)})
+    metadata = {_KEY: json.dumps(about, ensure_ascii=True), _CHECKSUM: str(_checksum(arrays))}
+    data = safetensors.numpy.save(dict(arrays), metadata)
     with replacing(path) as file:
         file.write(data)
 
 
-def map_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def map_arrays(path: str | Path, *, verify: bool = True) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The read-only arrays of a file and its JSON object.
+
+    Args:
+      path: the file.
+      verify: read all of it once and compare the checksum; about a second per gigabyte.
 
     Raises:
       OSError: it cannot be opened.
-      ArrayFileError: it is not of this form, or its end is missing.
+      ArrayFileError: it is not of this form, its end is missing, or its checksum is wrong.
     """
     try:
         with open(path, "rb") as file:
@@ -48,12 +54,22 @@ def map_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
             if not 0 < size < _LONGEST_HEADER:
                 raise ArrayFileError("no header")
             header = json.loads(file.read(size))
-        about = json.loads(header.pop("__metadata__")[_KEY])
+        metadata = header.pop("__metadata__")
+        about = json.loads(metadata[_KEY])
         data = np.memmap(path, np.uint8, "r", offset=8 + size)
         arrays = {name: _array(data, entry) for name, entry in header.items()}
+        if verify and _checksum(arrays) != int(metadata[_CHECKSUM]):
+            raise ArrayFileError("its checksum is wrong")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArrayFileError(f"damaged, or not an array file: {error}") from error
     return arrays, about
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
+    crc = 0
+    for name in sorted(arrays):
+        crc = zlib.crc32(np.ascontiguousarray(arrays[name]).view(np.uint8).data, crc)
+    return crc
 
 
 def _array(data: np.ndarray, entry: dict[str, Any]) -> np.ndarray:

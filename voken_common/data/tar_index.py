@@ -92,15 +92,16 @@ class TarIndex:
     Args:
       path: the `.index` file.
       location: where the tars are now; None: where they were when they were indexed.
+      verify: compare the checksum of the file.
 
     Raises:
       DataError: no such file, or a damaged one.
     """
 
-    def __init__(self, path: str, location: str | None = None):
+    def __init__(self, path: str, location: str | None = None, *, verify: bool = True):
         self.path = str(Path(path).expanduser())
         try:
-            arrays, about = map_arrays(self.path)
+            arrays, about = map_arrays(self.path, verify=verify)
             if about["version"] != _VERSION:
                 raise DataError(f"tar index {self.path} has version {about['version']}, expected {_VERSION}: {_AGAIN}")
             self.location: str = storage.normalized(location or about["location"])
@@ -123,9 +124,6 @@ class TarIndex:
         columns = {len(self._size), len(self._header_crc), len(self._names), int(self._first[-1])}
         if columns != {count} or {len(column) for column in self._fingerprints} != {len(self.tars)}:
             raise ArrayFileError("its columns have different lengths")
-
-    def __reduce__(self) -> tuple[type[TarIndex], tuple[str, str]]:
-        return TarIndex, (self.path, self.location)
 
     def __len__(self) -> int:
         return len(self._start)

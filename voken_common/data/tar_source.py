@@ -24,8 +24,8 @@ class TarSet:
       DataError: the index or the filter-keys file cannot be read, or nothing is left.
     """
 
-    def __init__(self, config: TarSetConfig):
-        self.index = TarIndex(config.index, config.location)
+    def __init__(self, config: TarSetConfig, *, verify: bool = True):
+        self.index = TarIndex(config.index, config.location, verify=verify)
         self._kept = None if config.filter_keys is None else _kept(self.index, config.filter_keys)
 
     def __len__(self) -> int:
@@ -45,7 +45,7 @@ class TarSource(ImageSource):
 
     def __init__(self, config: TarConfig, *, check: bool = True):
         self._config = config
-        self._sets = [TarSet(entry) for entry in config.sets]
+        self._sets = [TarSet(entry, verify=check) for entry in config.sets]
         self._ends = np.cumsum([len(part) for part in self._sets])
         for entry, part in zip(config.sets, self._sets, strict=True):
             if not len(part):
