@@ -20,18 +20,23 @@ Region: TypeAlias = tuple[int, int, int, int]
 """(top, left, bottom, right) in pixels, bottom and right exclusive."""
 
 _FIXED_POINT_ONE = 2048
+_PIECE = 1 << 17
 
 
 def to_float(image: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
     """Bytes to float32 in [-1, 1]: x / 127.5 - 1, rounded once.
 
-    Written as (2x - 255) / 255, whose numerator is exact in float32: the result is that of double precision.
+    Written as (x - 127.5) / 127.5, whose numerator is exact in float32: the result is that of double precision. In
+    pieces that stay in the processor's cache, since memory is what this takes.
     """
-    values = image.astype(np.float32)
-    values *= 2
-    values -= 255
-    values /= 255
-    return values
+    result = np.empty(image.shape, np.float32)
+    values, flat = image.reshape(-1), result.reshape(-1)
+    for start in range(0, len(flat), _PIECE):
+        piece = flat[start : start + _PIECE]
+        piece[...] = values[start : start + _PIECE]
+        piece -= np.float32(127.5)
+        piece /= np.float32(127.5)
+    return result
 
 
 def resize_short_side(
