@@ -2,58 +2,91 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from voken_common.config import AnyConfig
+from voken_common.flops import sample_flops
+from voken_common.generator_schema import GeneratorConfig
 from voken_common.schedules import build_schedule
 from voken_common.schema import Config
-from voken_jax.optim import build_optimizer
+from voken_jax.generator_step import GeneratorStep, abstract_generator_state
+from voken_jax.optim import build_generator_optimizer, build_optimizer
 from voken_jax.perceptual import build_lpips
 from voken_jax.sharding import batch_sharding, check_batch, make_mesh
-from voken_jax.state import abstract_state, build_players
+from voken_jax.state import abstract_state, build_generator_network, build_players
+from voken_jax.task import shardings_of, size_of
 from voken_jax.tokenizer_step import Perceptual, TokenizerStep
 
 NOMINAL_STEPS = 1000
 """Schedules need a length; it changes no shape, so any will do here."""
 
 
-def dry_run(config: Config) -> dict[str, float]:
+def dry_run(config: AnyConfig) -> dict[str, float]:
     """Compile one training step for the devices at hand and print parameters, memory per device and FLOPs.
 
     Memory is XLA's analysis of the compiled program for this kind of device: arguments (state, batch, frozen weights)
-    and temporaries. FLOPs are XLA's count over loop bodies counted once, per device.
+    and temporaries. FLOPs of a tokenizer are XLA's count over loop bodies counted once, per device; those of a
+    generator, whose layers are a loop, are the matrix products of `voken_common.flops.sample_flops`.
     """
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
-    players = build_players(config)
-    schedule = build_schedule(config, NOMINAL_STEPS, config.training.steps or NOMINAL_STEPS)
-    optimizer = build_optimizer(config.optimizer, schedule)
-    state = abstract_state(config, players, optimizer, mesh)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = TokenizerStep(config, players, optimizer, mesh, shardings, _abstract_lpips(config))
-    side = config.data.image_size
-    shape = (config.training.batch_size, side, side, config.model.image_channels)
-    images = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=batch_sharding(mesh))
-    compiled = step.lower(state, images).compile()
+    started = time.perf_counter()
+    parts = _tokenizer(config, mesh) if isinstance(config, Config) else _generator(config, mesh)
+    state, lowered, report = parts
+    compiled = lowered.compile()
     memory: Any = compiled.memory_analysis()
-    cost = compiled.cost_analysis() or {}
-    codebook = state.generator.get("quantize.embedding.embedding")
-    report = {
-        "generator_parameters": _size(state.generator),
-        "discriminator_parameters": _size(state.discriminator),
+    report |= {
         "devices": mesh.size,
         "state_bytes_per_device": _bytes_per_device(state),
         "argument_bytes_per_device": memory.argument_size_in_bytes,
         "temporary_bytes_per_device": memory.temp_size_in_bytes,
-        "flops_per_device": float(cost.get("flops", float("nan"))),
     }
-    if codebook is not None:
-        report["codebook_rows_per_device"] = codebook.sharding.shard_shape(codebook.shape)[0]
+    if isinstance(config, Config):
+        report["flops_per_device"] = float((compiled.cost_analysis() or {}).get("flops", float("nan")))
+    else:
+        report["flops_per_device"] = sample_flops(config.model) * config.training.batch_size / mesh.size
+    report["seconds"] = time.perf_counter() - started
     _print(config, mesh, report)
     return report
+
+
+def _tokenizer(config: Config, mesh: Mesh) -> tuple[Any, Any, dict[str, float]]:
+    """State, lowered step, and what is reported of a tokenizer alone."""
+    players = build_players(config)
+    schedule = build_schedule(config, NOMINAL_STEPS, config.training.steps or NOMINAL_STEPS)
+    optimizer = build_optimizer(config.optimizer, schedule)
+    state = abstract_state(config, players, optimizer, mesh)
+    step = TokenizerStep(config, players, optimizer, mesh, shardings_of(state), _abstract_lpips(config))
+    side = config.data.image_size
+    shape = (config.training.batch_size, side, side, config.model.image_channels)
+    images = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=batch_sharding(mesh))
+    report: dict[str, float] = {
+        "generator_parameters": size_of(state.generator),
+        "discriminator_parameters": size_of(state.discriminator),
+    }
+    codebook: Any = state.generator.get("quantize.embedding.embedding")
+    if codebook is not None:
+        report["codebook_rows_per_device"] = codebook.sharding.shard_shape(codebook.shape)[0]
+    return state, step.lower(state, images), report
+
+
+def _generator(config: GeneratorConfig, mesh: Mesh) -> tuple[Any, Any, dict[str, float]]:
+    """The same of a generator."""
+    network, steps = build_generator_network(config), config.training.steps or NOMINAL_STEPS
+    optimizer = build_generator_optimizer(config.optimizer, build_schedule(config, NOMINAL_STEPS, steps), steps)
+    state = abstract_generator_state(config, network, optimizer, mesh)
+    step = GeneratorStep(config, network, optimizer, mesh, shardings_of(state))
+    size, model = config.training.batch_size, config.model
+    shapes = {"tokens": (size, model.tokens, len(model.vocabularies)), "labels": (size,)}
+    where = batch_sharding(mesh)
+    batch: Any = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=where) for name, shape in shapes.items()}
+    return state, step.program.lower(state, batch), {"parameters": size_of(state.generator)}
 
 
 def _abstract_lpips(config: Config) -> Perceptual | None:
@@ -63,22 +96,27 @@ def _abstract_lpips(config: Config) -> Perceptual | None:
     return Perceptual(network, network.parameters | network.buffers)
 
 
-def _size(weights: dict[str, Any]) -> int:
-    return sum(int(np.prod(w.shape)) for w in weights.values())
-
-
 def _bytes_per_device(state: Any) -> int:
     leaves = jax.tree.leaves(state)
     return sum(int(np.prod(s.sharding.shard_shape(s.shape))) * s.dtype.itemsize for s in leaves)
 
 
-def _print(config: Config, mesh: Any, report: dict[str, Any]) -> None:
+def _print(config: AnyConfig, mesh: Mesh, report: dict[str, float]) -> None:
     print(f"{config.name}: dry run on a mesh of {dict(mesh.shape)} ({jax.devices()[0].device_kind})")
-    print(f"  global batch {config.training.batch_size}, images {config.data.image_size} x {config.data.image_size}")
+    tokenizer = isinstance(config, Config)
+    what = (
+        f"images {config.data.image_size} x {config.data.image_size}"
+        if isinstance(config, Config)
+        else (f"{config.model.tokens} tokens a sample")
+    )
+    counted = "loop bodies counted once" if tokenizer else "matrix products, backward passes included"
+    print(f"  global batch {config.training.batch_size}, {what}")
     for name, value in report.items():
         if "bytes" in name:
             print(f"  {name.replace('_bytes', ''):34s} {value / 2**30:10.3f} GiB")
         elif name == "flops_per_device":
-            print(f"  {name:34s} {value / 1e12:10.3f} TFLOP per step (loop bodies counted once)")
+            print(f"  {name:34s} {value / 1e12:10.3f} TFLOP per step ({counted})")
+        elif name == "seconds":
+            print(f"  {'seconds to compile':34s} {value:10.1f}")
         else:
             print(f"  {name:34s} {value:14,}")

@@ -20,7 +20,8 @@ from jaxtyping import Array, Float, Int, UInt
 from voken_common.generator_schema import GeneratorConfig
 from voken_common.transformer_schema import TransformerConfig
 from voken_jax.models.functional import Network, Weights
-from voken_jax.sharding import batch_sharding, replicated, state_shardings
+from voken_jax.models.stacked import bind_stacked, stack_layers
+from voken_jax.sharding import batch_sharding, replicated, with_shardings
 
 Metrics = dict[str, Float[Array, ""]]
 Batch = dict[str, Array]
@@ -35,7 +36,8 @@ class GeneratorState:
     Attributes:
         step: optimizer steps taken.
         rng: raw key data; each step folds its number into it.
-        generator: parameters by dotted name.
+        generator: parameters by dotted name; in a running step those of all layers are one array
+            (`voken_jax.models.stacked`), and so are their moments and averages.
         optimizer: optax state.
         generator_ema: exponential averages of the parameters; empty where none are kept.
         failure: 0, or a bit per metric (by sorted name) that was not finite.
@@ -54,7 +56,7 @@ def init_generator_state(
 ) -> GeneratorState:
     """A fresh state; traceable, so that large models can be born sharded."""
     rng, key = jax.random.split(jax.random.key(config.seed))
-    weights, _ = network.init(key)
+    weights = stack_layers(network.init(key)[0])
     return GeneratorState(
         step=jnp.zeros((), jnp.int32),
         rng=jax.random.key_data(rng),
@@ -70,8 +72,7 @@ def abstract_generator_state(
 ) -> GeneratorState:
     """Shapes, dtypes and shardings of the state, as ShapeDtypeStructs."""
     shapes = jax.eval_shape(lambda: init_generator_state(config, network, optimizer))
-    shardings = state_shardings(shapes, mesh, config)
-    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings)
+    return with_shardings(shapes, mesh, config)
 
 
 def create_generator_state(
@@ -159,7 +160,7 @@ class GeneratorStep:
 
         def loss(weights: Weights, batch: Batch, key: Any) -> tuple[Array, Metrics]:
             with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-                logits = self.network.bind(weights)(batch["tokens"], batch["labels"], key)
+                logits = bind_stacked(self.network, weights)(batch["tokens"], batch["labels"], key)
             return token_losses(logits, batch["tokens"])
 
         if parts == 1:

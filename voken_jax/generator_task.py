@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 
 import jax
@@ -23,8 +24,9 @@ from voken_jax.generator_step import (
 )
 from voken_jax.generator_validation import GeneratorValidator, perplexities, shown_labels
 from voken_jax.models.functional import Weights
+from voken_jax.models.stacked import in_state, stack_layers, unstack_layers
 from voken_jax.optim import build_generator_optimizer
-from voken_jax.sharding import check_batch, make_mesh
+from voken_jax.sharding import check_batch, make_mesh, with_shardings
 from voken_jax.state import build_generator_network
 from voken_jax.task import Metrics, Task, shardings_of, size_of
 
@@ -52,8 +54,15 @@ class GeneratorTask(Task):
         self.schedule = build_schedule(config, per_epoch, self.total_steps)
         self.network = build_generator_network(config)
         self.optimizer = build_generator_optimizer(config.optimizer, self.schedule, self.total_steps)
-        self.abstract = abstract_generator_state(config, self.network, self.optimizer, self.mesh)
-        self.program = GeneratorStep(config, self.network, self.optimizer, self.mesh, shardings_of(self.abstract))
+        running = abstract_generator_state(config, self.network, self.optimizer, self.mesh)
+        flat = jax.eval_shape(functools.partial(in_state, unstack_layers), running)
+        self.abstract = with_shardings(flat, self.mesh, config)
+        self.program = GeneratorStep(config, self.network, self.optimizer, self.mesh, shardings_of(running))
+        # On disk every layer has its own weights.
+        self._split = jax.jit(functools.partial(in_state, unstack_layers), out_shardings=shardings_of(self.abstract))
+        self._join = jax.jit(
+            functools.partial(in_state, stack_layers), out_shardings=shardings_of(running), donate_argnums=0
+        )
         self.validator = GeneratorValidator(config, self.network, self.mesh)
         logger.info(
             "%s: %s parameters, %d steps, %d device(s): %s",
@@ -67,6 +76,14 @@ class GeneratorTask(Task):
     def create(self) -> GeneratorState:
         """A fresh state."""
         return create_generator_state(self.config, self.network, self.optimizer, self.mesh)
+
+    def to_disk(self, state: GeneratorState) -> GeneratorState:
+        """Every layer by itself."""
+        return self._split(state)
+
+    def from_disk(self, state: GeneratorState) -> GeneratorState:
+        """All layers in one array."""
+        return self._join(state)
 
     def place(self, batch: dict[str, np.ndarray]) -> Batch:
         """Tokens and labels."""

@@ -18,6 +18,7 @@ from jaxtyping import Array, Int
 from voken_common.generator_schema import GeneratorConfig
 from voken_jax.generator_step import Batch, suffixes
 from voken_jax.models.functional import Network, Weights
+from voken_jax.models.stacked import bind_stacked, unstack_layers
 from voken_jax.sampling import generate
 from voken_jax.sharding import replicated
 
@@ -43,7 +44,7 @@ class GeneratorValidator:
         """Metrics of held-out tokens, without dropout; the perplexity is that of the mean loss.
 
         Args:
-            weights: of the generator.
+            weights: of the generator, layers joined.
             batches: global arrays, as for training, and `mask` (B,): 0 for padding, which is left out of every mean.
         """
         totals: dict[str, float] = {}
@@ -61,7 +62,7 @@ class GeneratorValidator:
 
     def _sums(self, weights: Weights, batch: Batch) -> dict[str, Array]:
         with jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):
-            logits = self._network.bind(weights)(batch["tokens"], batch["labels"])
+            logits = bind_stacked(self._network, weights)(batch["tokens"], batch["labels"])
         total, mask = jnp.zeros((), logits[0].dtype), batch["mask"]
         sums: dict[str, Array] = {}
         for number, (part, suffix) in enumerate(zip(logits, suffixes(self._config.model), strict=True)):
@@ -73,7 +74,8 @@ class GeneratorValidator:
         return {"loss": total, **sums, "samples": mask.sum()}
 
     def _generate(self, weights: Weights, labels: Array, keys: Array) -> Array:
-        return generate(self._network.bind(weights), labels, keys, self._config.sampling.settings())
+        model = self._network.bind(unstack_layers(weights))
+        return generate(model, labels, keys, self._config.sampling.settings())
 
 
 def perplexities(metrics: Mapping[str, float]) -> dict[str, float]:

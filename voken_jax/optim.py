@@ -37,7 +37,12 @@ class DecayState(NamedTuple):
 
 
 def scheduled_decay(decay: Callable[[Array], Array], only_matrices: bool) -> optax.GradientTransformation:
-    """Add decay(n) times the parameters to the n-th update (0-based); `only_matrices` spares 1-D tensors."""
+    """Add decay(n) times the parameters to the n-th update (0-based).
+
+    Args:
+        decay: its value over the updates.
+        only_matrices: spare tensors of one dimension, also where those of all layers are one array (`*` in the name).
+    """
 
     def init(_: Any) -> DecayState:
         return DecayState(jnp.zeros((), jnp.int32))
@@ -45,10 +50,11 @@ def scheduled_decay(decay: Callable[[Array], Array], only_matrices: bool) -> opt
     def update(updates: Any, state: DecayState, params: Any = None) -> tuple[Any, DecayState]:
         factor = decay(state.updates)
 
-        def add(update: Array, weight: Array) -> Array:
-            return update if only_matrices and weight.ndim < 2 else update + factor.astype(weight.dtype) * weight
+        def add(path: tuple[Any, ...], update: Array, weight: Array) -> Array:
+            axes = weight.ndim - ("*" in jax.tree_util.keystr(path))
+            return update if only_matrices and axes < 2 else update + factor.astype(weight.dtype) * weight
 
-        return jax.tree.map(add, updates, params), DecayState(state.updates + 1)
+        return jax.tree_util.tree_map_with_path(add, updates, params), DecayState(state.updates + 1)
 
     return optax.GradientTransformation(init, update)
 

@@ -19,7 +19,7 @@ from voken_jax.models.discriminator import build_discriminator
 from voken_jax.models.functional import Network, Weights
 from voken_jax.models.generator import build_generator
 from voken_jax.models.layers import Policy
-from voken_jax.sharding import state_shardings
+from voken_jax.sharding import with_shardings
 
 
 @jax.tree_util.register_dataclass
@@ -126,8 +126,7 @@ def lecam_entries(config: Config, mesh: Mesh) -> int:
 def abstract_state(config: Config, players: Players, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, as ShapeDtypeStructs."""
     shapes = jax.eval_shape(lambda: init_state(config, players, optimizer, lecam_entries(config, mesh)))
-    shardings = state_shardings(shapes, mesh, config)
-    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings)
+    return with_shardings(shapes, mesh, config)
 
 
 def create_state(config: Config, players: Players, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

@@ -27,7 +27,7 @@ class Task(abc.ABC):
         config: the run.
         mesh: axes (data, fsdp, model).
         total_steps: length of the run.
-        abstract: shapes, dtypes and shardings of the state, as ShapeDtypeStructs.
+        abstract: shapes, dtypes and shardings of the state on disk, as ShapeDtypeStructs.
         shown: training metrics that the progress bar shows.
         rates: what one image counts for in further logged rates, by name.
     """
@@ -42,6 +42,14 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def create(self) -> Any:
         """A fresh state, born sharded."""
+
+    def to_disk(self, state: Any) -> Any:
+        """The state as checkpoints hold it: every weight by its name. The state given stays usable."""
+        return state
+
+    def from_disk(self, state: Any) -> Any:
+        """Inverse of `to_disk`; the state given is consumed."""
+        return state
 
     @abc.abstractmethod
     def place(self, batch: dict[str, np.ndarray]) -> Any:

@@ -76,7 +76,7 @@ def _start(task: Task, checkpoints: Checkpoints, iterator: Any) -> tuple[Any, Pr
     if changed:
         logger.info("settings changed since the checkpoint: %s", ", ".join(changed))
     logger.info("continuing at step %d", latest)
-    return checkpoints.restore(task.abstract, iterator), meta.progress
+    return task.from_disk(checkpoints.restore(task.abstract, iterator)), meta.progress
 
 
 def _write_config(workdir: Path, config: AnyConfig) -> None:
@@ -92,7 +92,9 @@ def _run(
     with AgreedStop() as stop:
         hooks = Hooks(
             validate=lambda log, number: task.validate(steps.state, log, number),
-            save=lambda metrics, progress: checkpoints.save(steps.state, task.config, iterator, metrics, progress),
+            save=lambda metrics, progress: checkpoints.save(
+                task.to_disk(steps.state), task.config, iterator, metrics, progress
+            ),
             stops=stop.agreed,
             profiler=Profiler(folder, profile, lambda: jax.profiler.start_trace(str(folder)), _end_trace),
             first_process=jax.process_index() == 0,

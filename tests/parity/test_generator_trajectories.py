@@ -16,6 +16,7 @@ from voken_jax.generator_step import GeneratorStep, init_generator_state
 from voken_jax.models.functional import Network
 from voken_jax.models.generator import build_generator
 from voken_jax.models.layers import Policy
+from voken_jax.models.stacked import stack_layers, unstack_layers
 from voken_jax.optim import build_generator_optimizer
 from voken_jax.sharding import make_mesh, replicated
 
@@ -66,7 +67,7 @@ def test_trajectory(case, x64):
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     state = init_generator_state(config, network, optimizer)
     weights = jax.tree.map(jnp.asarray, weights_for(network.parameters, case.seed))
-    state = dataclasses.replace(state, generator=weights)
+    state = dataclasses.replace(state, generator=stack_layers(weights))
     step = GeneratorStep(config, network, optimizer, mesh, jax.tree.map(lambda _: replicated(mesh), state))
     for number, expected in enumerate(case.config["logs"]):
         state, metrics = step(state, batch_of(case, config, number))
@@ -81,5 +82,5 @@ def test_trajectory(case, x64):
         assert_numbers(found, expected, f"step {number}")
     assert int(state.failure) == 0
     assert int(state.step) == case.config["steps"]
-    norms = {names.to_torch_name(name): np.linalg.norm(w) for name, w in state.generator.items()}
+    norms = {names.to_torch_name(name): np.linalg.norm(w) for name, w in unstack_layers(state.generator).items()}
     assert_numbers(norms, case.config["final_param_norms"], "final parameter norm")

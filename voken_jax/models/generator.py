@@ -115,6 +115,7 @@ class _Generator(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, policy: Policy, rngs: Any):
         self.config, self.policy = config, policy
+        self.stacked = False
         self.class_emb = LabelEmbedding(config, policy=policy, rngs=rngs)
 
     def _blocks(self, layers: int, rngs: Any, *, adaptive: bool = False) -> nnx.List:
@@ -169,10 +170,10 @@ class Factorized(_Generator):
         batch, length, _ = tokens.shape
         x = self.sequence(tokens, self.class_emb(labels, label_key), token_key)
         rows = Rotary(*(part[:length] for part in table))
-        hidden = run(stack_blocks(self.spatial_blocks), x, rows, key=spatial_key, remat=remat)
+        hidden = run(stack_blocks(self.spatial_blocks, self.stacked), x, rows, key=spatial_key, remat=remat)
         pairs = jnp.stack([hidden, self.pre_emb(tokens[..., 0])], axis=2).reshape(batch * length, 2, -1)
         rows = Rotary(*(part[:2] for part in table))
-        pairs = run(stack_blocks(self.factorized_blocks), pairs, rows, key=factorized_key, remat=remat)
+        pairs = run(stack_blocks(self.factorized_blocks, self.stacked), pairs, rows, key=factorized_key, remat=remat)
         pairs = self.norm(pairs).reshape(batch, length, 2, -1)
         return tuple(at_least_float32(self.head[i](pairs[:, :, i])) for i in range(2))
 
@@ -221,7 +222,7 @@ class Adaptive(_Generator):
         condition = self.class_emb(labels, label_key)
         x = self.sequence(tokens, condition, token_key)
         rows = Rotary(*(part[: x.shape[1]] for part in self.table()))
-        stack = stack_blocks(self.blocks)
+        stack = stack_blocks(self.blocks, self.stacked)
         x = run(stack, x, rows, condition=condition, key=block_key, remat=self.policy.remat)
         return (at_least_float32(self.head(self.head_nm(x, self.head_nm.parts(condition)))),)
 

@@ -217,9 +217,11 @@ class Stack(NamedTuple):
         return nnx.merge(self.graph, state)
 
 
-def stack_blocks(blocks: Sequence[Block]) -> Stack:
-    """Stack the weights of blocks that have one structure."""
-    graph, _ = nnx.split(blocks[0])
+def stack_blocks(blocks: Sequence[Block], stacked: bool = False) -> Stack:
+    """Stack the weights of blocks that have one structure; `stacked` ones hold those of all layers already."""
+    graph, state = nnx.split(blocks[0])
+    if stacked:
+        return Stack(graph, state, len(blocks))
     states = [nnx.state(block) for block in blocks]
     return Stack(graph, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), len(blocks))
 

@@ -1,0 +1,97 @@
+"""Generators on one device and on eight: the same numbers, and weights, heads and feed-forward layers that are split."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from tests.e2e.tiny_generator import ADAPTIVE, FACTORIZED, generator_config
+from tests.multidevice.test_step import assert_same
+from voken_common.schedules import build_schedule
+from voken_jax.generator_step import GeneratorStep, abstract_generator_state
+from voken_jax.generator_validation import GeneratorValidator
+from voken_jax.optim import build_generator_optimizer
+from voken_jax.sharding import batch_sharding, make_mesh
+from voken_jax.state import build_generator_network
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+KINDS = {"adaptive": ADAPTIVE, "factorized": FACTORIZED}
+SPLIT = {"fsdp": 4, "model": 2}
+
+
+def config_of(path, kind, mesh, **optimizer):
+    """All dropout is on, and averages are kept."""
+    return generator_config(
+        path,
+        KINDS[kind] | {"grid": 2},
+        precision={"param_dtype": "float64", "compute_dtype": "float64", "remat": True},
+        optimizer={"ema_decay": 0.9, **optimizer},
+        training={"batch_size": 16},
+        mesh=mesh,
+    )
+
+
+class Run:
+    """The parts of a run on some devices."""
+
+    def __init__(self, config, devices):
+        self.config, self.network = config, build_generator_network(config)
+        schedule = build_schedule(config, 1, config.training.steps)
+        optimizer = build_generator_optimizer(config.optimizer, schedule, config.training.steps)
+        self.mesh = make_mesh(config.mesh, jax.devices()[:devices])
+        self.abstract = abstract_generator_state(config, self.network, optimizer, self.mesh)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+        self.step = GeneratorStep(config, self.network, optimizer, self.mesh, shardings)
+
+    def initial(self):
+        """A state with the same numbers on any devices, none of them special."""
+        random = np.random.default_rng(0)
+
+        def value(path, leaf):
+            if path[0].name in ("generator", "generator_ema"):
+                return 0.3 * random.normal(size=leaf.shape)
+            if path[0].name == "rng":
+                return np.arange(leaf.size).reshape(leaf.shape).astype(leaf.dtype)
+            return np.zeros(leaf.shape, leaf.dtype)
+
+        values = jax.tree_util.tree_map_with_path(value, self.abstract)
+        return jax.tree.map(lambda array, leaf: jax.device_put(array, leaf.sharding), values, self.abstract)
+
+    def place(self, batch):
+        return jax.device_put(batch, batch_sharding(self.mesh))
+
+
+def batch_of(config, seed):
+    random, size, model = np.random.default_rng(seed), config.training.batch_size, config.model
+    tokens = [random.integers(0, codes, (size, model.tokens)) for codes in model.vocabularies]
+    labels = random.integers(0, model.classes, size)
+    return {"tokens": np.stack(tokens, -1).astype(np.int32), "labels": labels.astype(np.int32)}
+
+
+@functools.cache
+def trained(path, kind, devices, accumulate):
+    """(final state, metrics of every step, held-out metrics) after two steps."""
+    mesh = SPLIT if devices == 8 else {}
+    run = Run(config_of(path, kind, mesh, accumulate=accumulate), devices)
+    state, history = run.initial(), []
+    for seed in range(2):
+        state, metrics = run.step(state, run.place(batch_of(run.config, seed)))
+        history.append(jax.device_get(metrics))
+    batch = batch_of(run.config, 2) | {"mask": (np.arange(16) < 11).astype(np.float64)}
+    held_out = GeneratorValidator(run.config, run.network, run.mesh)(state.generator_ema, [run.place(batch)])
+    return jax.device_get(state), history, held_out
+
+
+@pytest.mark.parametrize(("kind", "accumulate"), [("adaptive", 1), ("factorized", 2)])
+def test_eight_devices_compute_what_one_computes(kind, accumulate, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp()
+    expected, history, held_out = trained(path, kind, 1, accumulate)
+    found, parallel, held_out_parallel = trained(path, kind, 8, accumulate)
+    assert_same(parallel, history)
+    assert_same(found, expected)
+    assert_same(held_out_parallel, held_out)
+    assert expected.step == 2
+    assert expected.failure == 0
+    assert history[0]["loss"] != history[1]["loss"]
