@@ -36,15 +36,8 @@ What the libraries read
 HELP
 }
 
-fail() {
-  echo "error: $*" >&2
-  echo "see: scripts/launch_ascend.sh --help" >&2
-  exit 2
-}
-
-require_number() { # name, least value
-  [[ ${!1} =~ ^[0-9]+$ ]] && ((10#${!1} >= $2)) || fail "$1 is '${!1}': expected a whole number from $2"
-}
+# shellcheck source=scripts/launch_common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/launch_common.sh"
 
 visible_devices() {
   if [[ -n ${ASCEND_RT_VISIBLE_DEVICES:-} ]]; then
@@ -56,29 +49,11 @@ visible_devices() {
   fi
 }
 
-has_config=
+check_arguments "$@"
 for argument in "$@"; do
-  case $argument in
-    -h | --help) usage && exit 0 ;;
-    --config | --config=*) has_config=yes ;;
-    --device | --device=*) fail "--device is npu here: leave it out" ;;
-  esac
+  [[ $argument != --device && $argument != --device=* ]] || fail "--device is npu here: leave it out"
 done
-[[ -n $has_config ]] || fail "--config is missing: name a YAML file, for example configs/quickstart_lfq.yaml"
-
-project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-NNODES=${NNODES:-1}
-require_number NNODES 1
-if ((NNODES > 1)); then
-  [[ -n ${MASTER_ADDR:-} ]] || fail "NNODES is $NNODES but MASTER_ADDR is not set: give the address of machine 0"
-  [[ -n ${NODE_RANK:-} ]] || fail "NNODES is $NNODES but NODE_RANK is not set: number the machines from 0"
-fi
-NODE_RANK=${NODE_RANK:-0}
-MASTER_ADDR=${MASTER_ADDR:-127.0.0.1}
-MASTER_PORT=${MASTER_PORT:-29500}
-require_number NODE_RANK 0
-require_number MASTER_PORT 1
-((NODE_RANK < NNODES)) || fail "NODE_RANK is $NODE_RANK but there are $NNODES machines: expected 0 to $((NNODES - 1))"
+find_rendezvous
 
 if [[ -z ${ASCEND_TOOLKIT_HOME:-}${ASCEND_HOME_PATH:-} ]]; then
   set_env=${CANN_SET_ENV:-/usr/local/Ascend/ascend-toolkit/set_env.sh}
@@ -96,25 +71,8 @@ NPROC_PER_NODE=${NPROC_PER_NODE:-$(visible_devices)}
 require_number NPROC_PER_NODE 0
 ((NPROC_PER_NODE > 0)) || fail "no NPU found: check npu-smi info and ASCEND_RT_VISIBLE_DEVICES, or set NPROC_PER_NODE"
 
-cores=$(getconf _NPROCESSORS_ONLN)
-threads=$((cores / NPROC_PER_NODE))
-threads=$((threads < 1 ? 1 : threads > 8 ? 8 : threads))
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads}
+limit_threads "$NPROC_PER_NODE"
 export HCCL_CONNECT_TIMEOUT=${HCCL_CONNECT_TIMEOUT:-600}
-
-if [[ -z ${PYTHON:-} ]]; then
-  PYTHON=$project/.venv/bin/python
-  [[ -x $PYTHON ]] || PYTHON=python3
-fi
-command=("$PYTHON" -m torch.distributed.run
-  --nnodes "$NNODES" --node-rank "$NODE_RANK" --nproc-per-node "$NPROC_PER_NODE"
-  --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT"
-  -m voken_torch.train --device npu "$@")
-
-if [[ -n ${DRY_RUN:-} ]]; then
-  printf '%s\n' "OMP_NUM_THREADS=$OMP_NUM_THREADS" "HCCL_CONNECT_TIMEOUT=$HCCL_CONNECT_TIMEOUT"
-  printf '%q ' "${command[@]}"
-  echo
-  exit 0
-fi
-exec "${command[@]}"
+find_python
+torchrun_command npu "$@"
+run_or_print OMP_NUM_THREADS HCCL_CONNECT_TIMEOUT

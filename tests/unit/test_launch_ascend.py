@@ -1,23 +1,16 @@
 """The launch script for Ascend machines, up to the command that it would run."""
 
-import os
+import functools
 import shlex
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "launch_ascend.sh"
+from tests import launching
+
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the launch script is for bash")
-
-
-def launch(*arguments, **environment):
-    base = {"PATH": os.environ["PATH"], "DRY_RUN": "1", "PYTHON": sys.executable}
-    return subprocess.run(
-        ["bash", str(SCRIPT), *arguments], env=base | environment, capture_output=True, text=True, check=False
-    )
+launch = functools.partial(launching.launch, "launch_ascend.sh")
 
 
 def test_one_machine():
