@@ -60,9 +60,7 @@ class GeneratorTask(Task):
         self.program = GeneratorStep(config, self.network, self.optimizer, self.mesh, shardings_of(running))
         # On disk every layer has its own weights.
         self._split = jax.jit(functools.partial(in_state, unstack_layers), out_shardings=shardings_of(self.abstract))
-        self._join = jax.jit(
-            functools.partial(in_state, stack_layers), out_shardings=shardings_of(running), donate_argnums=0
-        )
+        self._join = jax.jit(functools.partial(in_state, stack_layers), out_shardings=shardings_of(running))
         self.validator = GeneratorValidator(config, self.network, self.mesh)
         logger.info(
             "%s: %s parameters, %d steps, %d device(s): %s",

@@ -44,11 +44,11 @@ class Task(abc.ABC):
         """A fresh state, born sharded."""
 
     def to_disk(self, state: Any) -> Any:
-        """The state as checkpoints hold it: every weight by its name. The state given stays usable."""
+        """The state as checkpoints hold it: every weight by its name."""
         return state
 
     def from_disk(self, state: Any) -> Any:
-        """Inverse of `to_disk`; the state given is consumed."""
+        """Inverse of `to_disk`."""
         return state
 
     @abc.abstractmethod
