@@ -35,7 +35,7 @@ def replay(config: AnyConfig, workdir: Path, path: Path) -> dict[str, float]:
             latest = checkpoints.latest_step()
             if latest is None:
                 raise CheckpointError(f"{workdir} holds no checkpoint, on whose weights {path} could be replayed")
-            state = checkpoints.restore(task.abstract, iterator)
+            state = task.from_disk(checkpoints.restore(task.abstract, iterator))
         finally:
             checkpoints.close()
     finally:
