@@ -1,4 +1,6 @@
-"""Every published image tokenizer at full size, to Orbax and back: complete, bit-identical, and in bounded memory."""
+"""Every published image tokenizer, and a generator with its own, at full size, to Orbax and back: complete,
+bit-identical, and in bounded memory.
+"""
 
 import json
 import shutil
@@ -43,6 +45,12 @@ def run(code, *arguments):
 
 
 def size(path):
+    """Bytes of a checkpoint, and of the tokenizer beside it."""
+    beside = path.with_name(f"{path.stem}_tokenizer{path.suffix}")
+    return own_size(path) + (own_size(beside) if beside.exists() else 0)
+
+
+def own_size(path):
     return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
@@ -71,4 +79,23 @@ def test_there_and_back(tmp_path, model):
             assert torch.equal(before[key], after[key]), key
     finally:
         # A gigabyte each; pytest would keep them.
+        shutil.rmtree(tmp_path)
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("name", ["IBQ__imagenet_conditional_llama_B", "Open-MAGVIT2__imagenet_conditional_llama_B"])
+def test_a_generator_there_and_back(tmp_path, name):
+    """Found by its weights alone, its tokenizer too."""
+    manifest = ROOT / "tests" / "manifests" / f"{name}.json"
+    source, back = tmp_path / "source.ckpt", tmp_path / "back.ckpt"
+    try:
+        run(SEED, manifest, source)
+        convert(source, tmp_path / "orbax")
+        convert(tmp_path / "orbax", tmp_path / "step.pt")
+        convert(tmp_path / "step.pt", back)
+        before, after = (torch.load(path, weights_only=True, mmap=True)["state_dict"] for path in (source, back))
+        assert after.keys() == json.loads(manifest.read_text()).keys()
+        for key, tensor in before.items():
+            assert torch.equal(tensor, after[key]), key
+    finally:
         shutil.rmtree(tmp_path)
