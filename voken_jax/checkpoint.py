@@ -130,7 +130,7 @@ class Checkpoints:
         """The newest step, onto the shapes and shardings of `abstract`; the iterator is moved to its position.
 
         Numbers of devices and processes may differ from those of the run that saved it; LeCAM averages of another
-        number of devices become their mean.
+        number of devices become their mean. Averages of weights that the step has none of start at the weights.
 
         Args:
             abstract: a TrainState or GeneratorState of ShapeDtypeStructs.
@@ -158,11 +158,16 @@ class Checkpoints:
             everywhere = NamedSharding(own.sharding.mesh, PartitionSpec())
             saved: Any = jax.ShapeDtypeStruct((entries,), own.dtype, sharding=everywhere)
             items["rest"]["lecam"] = LecamAverages(saved, saved)
+        begins = "generator_ema" in items and not (folder / "generator_ema").is_dir()
+        if begins:
+            del items["generator_ema"]
         arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
         restored = dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)).items())
         iterator.set_state(data)
         iterator.start_prefetch()
         state = type(abstract)(**{"generator_ema": {}, **restored.pop("rest"), **restored})
+        if begins:
+            state = dataclasses.replace(state, generator_ema=jax.tree.map(jnp.copy, state.generator))
         if not fits:
             spread = jax.jit(lambda values: jnp.broadcast_to(values.mean(), own.shape), out_shardings=own.sharding)
             state = state.replace(lecam=jax.tree.map(spread, state.lecam))
