@@ -15,6 +15,7 @@ from voken_common.flops import sample_flops
 from voken_common.generator_schema import GeneratorConfig
 from voken_common.schedules import build_schedule
 from voken_common.schema import Config
+from voken_jax.budget import Budget, Machine, communication, lines, matrix_flops
 from voken_jax.generator_step import GeneratorStep, abstract_generator_state
 from voken_jax.optim import build_generator_optimizer, build_optimizer
 from voken_jax.perceptual import build_lpips
@@ -27,19 +28,20 @@ NOMINAL_STEPS = 1000
 """Schedules need a length; it changes no shape, so any will do here."""
 
 
-def dry_run(config: AnyConfig) -> dict[str, float]:
+def dry_run(config: AnyConfig, machine: Machine | None = None) -> dict[str, float]:
     """Compile one training step for the devices at hand and print parameters, memory per device and FLOPs.
 
     Memory is XLA's analysis of the compiled program for this kind of device: arguments (state, batch, frozen weights)
     and temporaries. FLOPs of a tokenizer are XLA's count over loop bodies counted once, per device; those of a
-    generator, whose layers are a loop, are the matrix products of `voken_common.flops.sample_flops`.
+    generator, whose layers are a loop, are the matrix products of `voken_common.flops.sample_flops`. `matrix_flops`,
+    communication and, for a machine, expected rates are those of `voken_jax.budget`.
     """
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
     started = time.perf_counter()
     parts = _tokenizer(config, mesh) if isinstance(config, Config) else _generator(config, mesh)
-    state, lowered, report = parts
-    compiled = lowered.compile()
+    state, traced, report = parts
+    compiled = traced.lower().compile()
     memory: Any = compiled.memory_analysis()
     report |= {
         "devices": mesh.size,
@@ -53,11 +55,15 @@ def dry_run(config: AnyConfig) -> dict[str, float]:
         report["flops_per_device"] = sample_flops(config.model) * config.training.batch_size / mesh.size
     report["seconds"] = time.perf_counter() - started
     _print(config, mesh, report)
-    return report
+    flops = matrix_flops(traced.jaxpr.jaxpr) / mesh.size
+    budget = Budget(flops, communication(compiled.as_text()), config.training.batch_size)
+    print("\n".join(f"  {line}" for line in lines(budget, machine)))
+    expected = {} if machine is None else budget.expected(machine)
+    return report | {"matrix_flops_per_device": budget.flops, "sent_bytes_per_device": budget.sent} | expected
 
 
 def _tokenizer(config: Config, mesh: Mesh) -> tuple[Any, Any, dict[str, float]]:
-    """State, lowered step, and what is reported of a tokenizer alone."""
+    """State, traced step, and what is reported of a tokenizer alone."""
     players = build_players(config)
     schedule = build_schedule(config, NOMINAL_STEPS, config.training.steps or NOMINAL_STEPS)
     optimizer = build_optimizer(config.optimizer, schedule)
@@ -73,7 +79,7 @@ def _tokenizer(config: Config, mesh: Mesh) -> tuple[Any, Any, dict[str, float]]:
     codebook: Any = state.generator.get("quantize.embedding.embedding")
     if codebook is not None:
         report["codebook_rows_per_device"] = codebook.sharding.shard_shape(codebook.shape)[0]
-    return state, step.lower(state, images), report
+    return state, step.trace(state, images), report
 
 
 def _generator(config: GeneratorConfig, mesh: Mesh) -> tuple[Any, Any, dict[str, float]]:
@@ -86,7 +92,7 @@ def _generator(config: GeneratorConfig, mesh: Mesh) -> tuple[Any, Any, dict[str,
     shapes = {"tokens": (size, model.tokens, len(model.vocabularies)), "labels": (size,)}
     where = batch_sharding(mesh)
     batch: Any = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=where) for name, shape in shapes.items()}
-    return state, step.program.lower(state, batch), {"parameters": size_of(state.generator)}
+    return state, step.program.trace(state, batch), {"parameters": size_of(state.generator)}
 
 
 def _abstract_lpips(config: Config) -> Perceptual | None:

@@ -106,8 +106,12 @@ class TokenizerStep:
 
     def lower(self, state: TrainState, images: Any) -> jax.stages.Lowered:
         """The program for these shapes (ShapeDtypeStructs will do), for inspection without running."""
+        return self.trace(state, images).lower()
+
+    def trace(self, state: TrainState, images: Any) -> jax.stages.Traced:
+        """The same one stage earlier, where its operations are still JAX's."""
         frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self._frozen)
-        return self.program.lower(state, images, frozen)
+        return self.program.trace(state, images, frozen)
 
     def _update(self, state: TrainState, images: Images, frozen: Weights) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)

@@ -32,6 +32,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--dry-run", action="store_true", help="build and compile, report parameters, memory and FLOPs, train nothing"
     )
     parser.add_argument("--cpu-devices", type=int, metavar="N", help="use N simulated CPU devices instead of real ones")
+    budget = parser.add_argument_group(
+        "what --dry-run expects of devices with these figures, which it does not measure"
+    )
+    budget.add_argument(
+        "--peak-tflops", type=float, help="TFLOP/s of one device by its data sheet: 989 for an H100 in bf16"
+    )
+    budget.add_argument("--utilisation", type=float, default=0.4, help="share of the peak that is reached; default 0.4")
+    budget.add_argument("--link-gbytes", type=float, help="GB/s that one device sends to others; default: not counted")
     distributed.add_options(parser)
     return parser.parse_args(arguments)
 
@@ -49,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from voken_common.config import load_any_config
     from voken_common.errors import NonFiniteError
+    from voken_jax.budget import machine_of
     from voken_jax.dry_run import dry_run
     from voken_jax.replay import replay
     from voken_jax.trainer import train
@@ -56,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = load_any_config(options.config, options.overrides)
         if options.dry_run:
-            dry_run(config)
+            dry_run(config, machine_of(options))
         else:
             with distributed.session(options):
                 workdir = Path(options.workdir or Path("runs") / config.name)
