@@ -13,7 +13,7 @@ import contextlib
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -118,8 +118,7 @@ class Checkpoints:
             }
             try:
                 with replacing(self._folder / f"{state.step}.pt") as file:
-                    torch.save(content, file)
-            # A full disk reaches us as OSError from the file or as RuntimeError from what torch makes of it.
+                    _save(content, file)
             except (OSError, RuntimeError) as error:
                 raise failed_write(state.step, self._folder, error, sorted(steps_in(self._folder))) from error
             self._drop_old()
@@ -241,6 +240,33 @@ def load_generator(path: Path, weights: Weights | None = None) -> dict[str, Tens
     if chosen not in present:
         raise CheckpointError(f"{path} has no {chosen} weights; it has: {', '.join(present) or 'none'}")
     return dict(content[ITEMS[chosen]])
+
+
+class _Target:
+    """A file that remembers why a write failed: torch tells only that one did."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file, self.error = file, cast(OSError | None, None)
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _save(content: dict[str, Any], file: IO[bytes]) -> None:
+    target = _Target(file)
+    try:
+        torch.save(content, cast(IO[bytes], target))
+    except RuntimeError as error:
+        raise target.error or error from error
+    if target.error:
+        raise target.error
 
 
 def _no_problems(_: Path) -> list[str]:

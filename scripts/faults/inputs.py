@@ -1,0 +1,94 @@
+"""Faults of data: images that are damaged or cut off, and a batch that is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+from PIL import Image
+
+from faults.frameworks import STEPS, Framework, must_equal, require
+
+
+def image_folder(place: Path, count: int, seed: int = 0) -> list[Path]:
+    """PNG and JPEG files of noise and gradients."""
+    place.mkdir(parents=True)
+    draw = np.random.default_rng(seed)
+    files = []
+    for number in range(count):
+        slope = np.linspace(0, 200, 24)[None, :, None] + draw.integers(0, 55, (20, 24, 3))
+        file = place / f"{number:03}.{'png' if number % 2 else 'jpg'}"
+        Image.fromarray(slope.astype(np.uint8)).save(file)
+        files.append(file)
+    return files
+
+
+def damaged_images(framework: Framework) -> str:
+    """A cut and a garbled image are told and passed over; more than allowed of them stop the run."""
+    place = framework.scratch / "images"
+    files = image_folder(place, 24)
+    files[3].write_bytes(files[3].read_bytes()[:200])
+    files[4].write_bytes(b"\x89PNG not an image at all")
+    source = (f"data.train={{kind: image_folder, path: {place}}}", "data.resize=shorter_side", "training.steps=6")
+    result = framework.run(framework.scratch / "images_run", *source, "data.max_bad_fraction=0.1")
+    result.must(0, "003.png", "004.jpg", "next good image takes its place")
+    framework.run(framework.scratch / "images_stop", *source, "data.max_bad_fraction=0").must(
+        2, "that cannot be decoded", "data.max_bad_fraction"
+    )
+    return "1 cut, 1 garbled of 24"
+
+
+@contextmanager
+def spoiled(*numbers: int) -> Iterator[None]:
+    """The batches of these numbers (from 1) hold a value that is not finite."""
+    from voken_common.data.pipeline import TrainIterator
+
+    original, taken = TrainIterator.__next__, [0]
+
+    def take(iterator: TrainIterator) -> dict[str, np.ndarray]:
+        batch = original(iterator)
+        taken[0] += 1
+        if taken[0] in numbers:
+            batch["image"] = batch["image"].copy()
+            batch["image"][0, 0, 0, 0] = np.nan
+        return batch
+
+    with mock.patch.object(TrainIterator, "__next__", take):
+        yield
+
+
+def not_finite(framework: Framework) -> str:
+    """A batch with a NaN stops the run; it is kept, can be replayed, and the checkpoint before is good."""
+    workdir = framework.scratch / "nan"
+    with spoiled(5):
+        framework.run(workdir).must(3, "step 5: not finite: ", "reconstruction_loss", "failed_batch_5.npz")
+    require(framework.steps(workdir) == [2, 4], f"steps {framework.steps(workdir)}")
+    kept = str(workdir / "failed_batch_5.npz")
+    framework.run(workdir, options=("--replay", kept)).must(0, "broke step 5", "weights of step 4", "<- not finite")
+    framework.run(workdir).must(0, "continuing at step 4")
+    framework.must_equal_reference(workdir)
+    return "stopped at step 5, replayed, continued"
+
+
+def skipped(framework: Framework) -> str:
+    """Up to `health.max_skipped` such batches are skipped, as if they had never been drawn; one more stops."""
+    workdir = framework.scratch / "skipped"
+    allowed = "health.max_skipped=2"
+    with spoiled(4, 9):
+        framework.run(workdir, allowed).must(0, "1 of at most 2", "2 of at most 2", "failed_batch_4.npz")
+    require(framework.steps(workdir)[-1] == STEPS, "it did not reach its end")
+    contents = framework.contents(workdir, STEPS)
+    require(int(contents["position"]) == (STEPS + 2) * 8, f"position {contents['position']}")
+    # Stopped and continued in the middle, the count goes on.
+    again = framework.scratch / "skipped_again"
+    with spoiled(4):
+        framework.run(again, allowed, "training.steps=6").must(0)
+    with spoiled(2):
+        framework.run(again, allowed).must(0, "continuing at step 6", "2 of at most 2")
+    must_equal(framework.contents(again, STEPS), contents)
+    with spoiled(4, 6, 8):
+        framework.run(framework.scratch / "skipped_out", allowed).must(3, "after 2 skipped batch(es)")
+    return "2 skipped, the third stops"

@@ -1,0 +1,173 @@
+"""Faults of processes: kills at any instant, SIGTERM, a lost process, resume on other devices and processes."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from faults.frameworks import (
+    DEVICES,
+    STEPS,
+    Framework,
+    Result,
+    finish,
+    free_port,
+    heartbeat,
+    kill,
+    must_equal,
+    require,
+    wait_for,
+)
+
+SLOW = "health.heartbeat_seconds=0.001"
+"""So that the heartbeat shows every step."""
+DOUBLE = ("precision.param_dtype=float64", "precision.compute_dtype=float64")
+BOUND = 120
+"""Seconds in which a run that lost a process must have ended."""
+
+
+def reference_of_commands(framework: Framework) -> Path:
+    """A run without fault as a command, for those whose parts are commands too."""
+    workdir = framework.scratch / "command_reference"
+    if not workdir.exists():
+        finish(framework.start(workdir)).must(0)
+        must_equal(framework.contents(workdir, STEPS), framework.contents(framework.reference(), STEPS))
+    return workdir
+
+
+def killed_in_training(framework: Framework, kills: int = 2, seed: int = 0) -> str:
+    """SIGKILL at random instants of training, several times; then the run goes on to its end."""
+    draw, workdir, seen = random.Random(seed), framework.scratch / "killed", []
+    for _ in range(kills):
+        begin = heartbeat(workdir).get("step", 0)
+        process = framework.start(workdir, SLOW)
+        wait_for(lambda begin=begin: heartbeat(workdir).get("step", 0) > begin, process)
+        time.sleep(draw.uniform(0, 0.05))
+        done, running = heartbeat(workdir)["step"], process.poll() is None
+        kill(process)
+        seen.append(done if running else STEPS)
+        saved = framework.steps(workdir)
+        require(not saved or max(saved) >= done // 2 * 2 - 2, f"step {done} was made, and only {saved} are on disk")
+    finish(framework.start(workdir)).must(0)
+    framework.must_equal_reference(workdir)
+    return f"at steps {seen}"
+
+
+def killed_in_saving(framework: Framework, kills: int = 2) -> str:
+    """SIGKILL while a checkpoint is being written: it must never count, and nothing before it may be lost."""
+    workdir, met = framework.scratch / "killed_saving", 0
+    folder = workdir / "checkpoints"
+
+    def half_written() -> bool:
+        return folder.is_dir() and any("tmp" in name or name.endswith(".part") for name in os.listdir(folder))
+
+    for number in range(kills):
+        process = framework.start(workdir, "checkpoint.every=1", SLOW)
+        wait_for(lambda least=number: half_written() and len(framework.steps(workdir)) >= least, process)
+        kill(process)
+        met += half_written()
+    finish(framework.start(workdir)).must(0)
+    must_equal(framework.contents(workdir, STEPS), framework.contents(framework.reference(), STEPS))
+    left = [p.name for p in (workdir / "checkpoints").iterdir() if "tmp" in p.name]
+    require(not left, f"half-written steps stay: {left}")
+    return f"{kills} kills, {met} left half a step behind"
+
+
+def terminated(framework: Framework) -> str:
+    """SIGTERM saves first and ends well; the continued run logs what one without a break does."""
+    workdir = framework.scratch / "terminated"
+    process = framework.start(workdir, SLOW)
+    wait_for(lambda: heartbeat(workdir).get("step", 0) >= 4, process)
+    process.send_signal(signal.SIGTERM)
+    result = finish(process)
+    stopped = max(framework.steps(workdir))
+    result.must(0, f"stopped at step {stopped}, checkpoint written" if stopped < STEPS else "")
+    finish(framework.start(workdir)).must(0)
+    framework.must_equal_reference(workdir)
+    return f"stopped at step {stopped}"
+
+
+def start_two(
+    framework: Framework, workdir: Path, *overrides: str, lost_after: int = 10
+) -> list[subprocess.Popen[str]]:
+    """Two processes of one run: by the command's options for JAX, by torchrun for PyTorch."""
+    if framework.name == "torch":
+        run = ("-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", "2", "--master-port")
+        return [framework.start(workdir, *overrides, before=(*run, str(free_port())))]
+    coordinator = f"127.0.0.1:{free_port()}"
+    shared = ("--coordinator", coordinator, "--process-count", "2", "--lost-after", str(lost_after))
+    return [
+        framework.start(workdir, *overrides, options=(*shared, "--process-index", str(i)), devices=DEVICES // 2)
+        for i in range(2)
+    ]
+
+
+def lost_process(framework: Framework) -> str:
+    """One of two processes is killed: the other ends with an error, soon, and the run can go on."""
+    workdir = framework.scratch / "lost"
+    processes = start_two(framework, workdir, "training.steps=100000", SLOW)
+    wait_for(lambda: heartbeat(workdir).get("step", 0) >= 4, processes[0])
+    if framework.name == "torch":
+        victim = _workers(processes[0].pid)[-1]
+        os.kill(victim, signal.SIGKILL)
+    else:
+        os.kill(processes[1].pid, signal.SIGKILL)
+    begin = time.monotonic()
+    result = finish(processes[0], BOUND)
+    took = time.monotonic() - begin
+    for process in processes:
+        kill(process)
+    require(result.status not in (0, None), "it ended as if nothing had happened")
+    said = result.text.lower()
+    require("lost" in said or "sigkill" in said or "signal 9" in said, f"it said: {result.text[-400:]}")
+    saved = framework.steps(workdir)
+    require(saved, "no checkpoint is left")
+    finish(framework.start(workdir, f"training.steps={max(saved) + 1}")).must(0, f"continuing at step {max(saved)}")
+    return f"status {result.status} after {took:.0f} s"
+
+
+def terminated_together(framework: Framework) -> str:
+    """SIGTERM to one of two processes stops both at the same step, saved."""
+    workdir = framework.scratch / "together"
+    processes = start_two(framework, workdir, "training.steps=100000", "checkpoint.every=100000", SLOW)
+    wait_for(lambda: heartbeat(workdir).get("step", 0) >= 4, processes[0])
+    target = _workers(processes[0].pid)[-1] if framework.name == "torch" else processes[1].pid
+    os.kill(target, signal.SIGTERM)
+    results = [finish(process) for process in processes]
+    stopped = max(framework.steps(workdir), default=0)
+    require(stopped >= 4, "nothing was saved")
+    text = "\n".join(result.text for result in results)
+    Result(results[0].status if framework.name == "jax" else 0, text).must(0, f"stopped at step {stopped}")
+    return f"both at step {stopped}"
+
+
+def other_devices(framework: Framework) -> str:
+    """Half on one mesh and number of processes, half on another: equal to float tolerance in float64."""
+    x64 = {"JAX_ENABLE_X64": "1"}
+    half, workdir, whole = f"training.steps={STEPS // 2}", framework.scratch / "meshes", framework.scratch / "whole"
+    finish(framework.start(whole, *DOUBLE, environment=x64)).must(0)
+    if framework.name == "jax":
+        finish(framework.start(workdir, *DOUBLE, half, environment=x64)).must(0)
+        split = framework.start(workdir, *DOUBLE, "mesh.fsdp=2", devices=2, environment=x64)
+        finish(split).must(0, f"continuing at step {STEPS // 2}")
+        must_equal(framework.contents(workdir, STEPS), framework.contents(whole, STEPS), 1e-7)
+    workdir = framework.scratch / "process_counts"
+    os.environ["JAX_ENABLE_X64"] = "1"
+    try:
+        for process in start_two(framework, workdir, *DOUBLE, half):
+            finish(process).must(0)
+    finally:
+        del os.environ["JAX_ENABLE_X64"]
+    finish(framework.start(workdir, *DOUBLE, environment=x64)).must(0, f"continuing at step {STEPS // 2}")
+    must_equal(framework.contents(workdir, STEPS), framework.contents(whole, STEPS), 1e-7)
+    return "4 devices, then fsdp 2; 2 processes, then 1" if framework.name == "jax" else "2 processes, then 1"
+
+
+def _workers(parent: int) -> list[int]:
+    """Processes that a process started, the oldest first."""
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=True)
+    return sorted(int(pid) for pid in listed.stdout.split())
