@@ -1,4 +1,4 @@
-"""Faults of files: damaged checkpoints, full and read-only disks, a clock that runs backwards, two runs in one place."""
+"""Faults of files: damaged checkpoints, full or read-only disks, a clock that runs backwards, two runs at once."""
 
 from __future__ import annotations
 

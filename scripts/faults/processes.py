@@ -43,9 +43,11 @@ def killed_in_training(framework: Framework, kills: int = 2, seed: int = 0) -> s
     """SIGKILL at random instants of training, several times; then the run goes on to its end."""
     draw, workdir, seen = random.Random(seed), framework.scratch / "killed", []
     for _ in range(kills):
-        begin = heartbeat(workdir).get("step", 0)
+        goal = max(framework.steps(workdir), default=0) + draw.randint(1, 4)
+        if (workdir / "heartbeat.json").exists():
+            (workdir / "heartbeat.json").unlink()
         process = framework.start(workdir, SLOW)
-        wait_for(lambda begin=begin: heartbeat(workdir).get("step", 0) > begin, process)
+        wait_for(lambda goal=goal: heartbeat(workdir).get("step", 0) >= goal, process)
         time.sleep(draw.uniform(0, 0.05))
         done, running = heartbeat(workdir)["step"], process.poll() is None
         kill(process)

@@ -1,0 +1,204 @@
+"""Signs of life and of trouble: heartbeat, stalled input, kept batches, collapse, the lock, and traces."""
+
+import json
+import multiprocessing
+import os
+import time
+
+import numpy as np
+import pytest
+
+from voken_common.errors import CheckpointError, NonFiniteError, WorkdirError
+from voken_common.health import (
+    CollapseWatch,
+    Heartbeat,
+    InputWatch,
+    check_replayed,
+    describe_replay,
+    load_failed_batch,
+    save_failed_batch,
+)
+from voken_common.profiling import Profiler
+from voken_common.run_lock import RunLock, held
+from voken_common.schema import HealthConfig
+
+
+def beats(workdir):
+    return json.loads((workdir / "heartbeat.json").read_text())
+
+
+def test_heartbeat_says_where_the_run_is(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    heartbeat = Heartbeat(tmp_path, HealthConfig(heartbeat_seconds=10.0), images_per_step=4)
+    heartbeat.beat(1)
+    first = beats(tmp_path)
+    assert (first["step"], first["phase"], first["pid"], first["images_per_second"]) == (
+        1,
+        "training",
+        os.getpid(),
+        None,
+    )
+    assert abs(first["unix_time"] - time.time()) < 60
+    clock[0] += 9
+    heartbeat.beat(2)
+    assert beats(tmp_path)["step"] == 1, "not yet time"
+    clock[0] += 1
+    heartbeat.beat(6)
+    assert (beats(tmp_path)["step"], beats(tmp_path)["images_per_second"]) == (6, 2.0)
+    heartbeat.beat(6, "saving")
+    assert beats(tmp_path)["phase"] == "saving", "a change is told at once"
+    with pytest.raises(KeyError), heartbeat.lasting(lambda: 7):
+        raise KeyError
+    assert (beats(tmp_path)["step"], beats(tmp_path)["phase"]) == (7, "failed")
+    assert [p.name for p in tmp_path.iterdir()] == ["heartbeat.json"]
+
+
+def test_heartbeat_that_cannot_be_written_is_told_once(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    heartbeat = Heartbeat(tmp_path / "file", HealthConfig(heartbeat_seconds=1e-9), 1)
+    heartbeat.beat(1)
+    heartbeat.beat(2)
+    assert caplog.text.count("heartbeat.json cannot be written") == 1
+    assert "the run goes on without it" in caplog.text
+    silent = Heartbeat(tmp_path / "elsewhere", HealthConfig(), 1, enabled=False)
+    silent.beat(1)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_stalled_input_is_told_while_it_lasts(caplog):
+    with InputWatch(HealthConfig(stalled_input_seconds=0.05), "Look there") as watch:
+        with watch.waiting():
+            pass
+        assert not caplog.records
+        with watch.waiting():
+            deadline = time.monotonic() + 10
+            while "stalled" not in caplog.text:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+        assert "the input goes on after" in caplog.text
+    assert caplog.text.count("the input is stalled: the training loop has been waiting for data for ") == 1
+    assert "(health.stalled_input_seconds is 0.05). Look there" in caplog.text
+
+
+def test_collapse_is_told_once_per_occurrence():
+    watch = CollapseWatch(HealthConfig(collapse_usage=0.1, collapse_window=2))
+    dead, alive = np.zeros(1000, np.int64), np.zeros(1000, np.int64)
+    dead[:50], alive[:200] = 200, 50
+    assert watch.observe(1, dead) is None
+    text = watch.observe(2, dead)
+    assert "step 2: the codebook has collapsed: the last 2 validation(s) used 5.00%, 5.00% of 1000 codes" in text
+    assert "where 10000 tokens could use 100.00%" in text
+    assert "docs/quantizers.md, section Guidance" in text
+    assert watch.observe(3, dead) is None
+    assert watch.observe(4, alive) is None
+    assert watch.observe(5, dead) is None
+    assert watch.observe(6, dead) is not None
+
+
+def test_few_tokens_cannot_use_many_codes():
+    watch, few = CollapseWatch(HealthConfig(collapse_window=1)), np.zeros(2**18, np.int64)
+    few[:400] = 1
+    assert watch.observe(1, few) is None, "400 tokens, 400 codes: as many as can be"
+    few[:400] = 0
+    few[0] = 400
+    assert watch.observe(2, few) is not None
+
+
+def test_kept_batches_come_back(tmp_path):
+    batch = {"image": np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32), "label": np.arange(2)}
+    path = save_failed_batch(tmp_path, 12, batch, ["total_loss"])
+    assert path.name == "failed_batch_12.npz"
+    step, again, terms = load_failed_batch(path)
+    assert (step, terms) == (12, ["total_loss"])
+    assert all(np.array_equal(again[name], batch[name]) for name in batch | again)
+    assert save_failed_batch(tmp_path, 3, batch, [], (1, 2)).name == "failed_batch_3_process_1_of_2.npz"
+    check_replayed(path, again, 2)
+    with pytest.raises(CheckpointError, match=r"holds \[2\] samples, training.batch_size is 4: .*--set"):
+        check_replayed(path, again, 4)
+    text = describe_replay(path, 12, terms, 10, {"loss": 1.0, "grad": float("nan")})
+    assert "broke step 12 (total_loss); here it meets the weights of step 10" in text
+    assert text.count("<- not finite") == 1
+    assert "All terms are finite here" in describe_replay(path, 12, terms, 10, {"loss": 1.0})
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"text"])
+def test_a_batch_that_cannot_be_read_is_told(tmp_path, content):
+    file = tmp_path / "x.npz"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"cannot be replayed \(.*expected a failed_batch_<step>.npz"):
+        load_failed_batch(file)
+    np.savez(file, step=1)
+    with pytest.raises(CheckpointError, match="cannot be replayed"):
+        load_failed_batch(file)
+
+
+def test_a_batch_that_cannot_be_kept_is_told(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    assert save_failed_batch(tmp_path / "file", 1, {}, []) is None
+    assert "the batch of step 1 cannot be kept" in caplog.text
+
+
+def test_the_error_names_batch_and_count():
+    error = NonFiniteError(5, ["a", "b"], batch="x.npz", skipped=2)
+    assert "step 5: not finite: a, b." in str(error)
+    assert "after 2 skipped batch(es) (health.max_skipped)" in str(error)
+    assert "--replay x.npz" in str(error)
+    assert (error.step, error.terms) == (5, ["a", "b"])
+
+
+def test_one_run_per_directory(tmp_path):
+    workdir = tmp_path / "new" / "run"
+    with RunLock(workdir):
+        with pytest.raises(WorkdirError, match=rf"is in use by another run \(process {os.getpid()} on .*, started .*"):
+            RunLock(workdir).__enter__()
+        with pytest.raises(WorkdirError, match="is in use"), held(workdir, True, lambda flag: flag):
+            pass
+    with RunLock(workdir), held(tmp_path / "other", True, lambda flag: flag):
+        pass
+    with pytest.raises(WorkdirError, match="the first process cannot use"), held(workdir, False, lambda flag: True):
+        pass
+    with held(workdir, False, lambda flag: flag):
+        assert (workdir / "run.lock").read_text() == "", "another process than the first holds nothing"
+
+
+def hold_and_die(workdir):
+    RunLock(workdir).__enter__()
+    os._exit(0)
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    process = multiprocessing.get_context("fork").Process(target=hold_and_die, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert json.loads((tmp_path / "run.lock").read_text())["pid"] == process.pid, "left behind"
+    with RunLock(tmp_path):
+        assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_directory_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(WorkdirError, match=r"cannot be written to \(.*; use another --workdir, or make it writable"):
+        RunLock(tmp_path / "file" / "run").__enter__()
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, caplog):
+    def unsupported(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with RunLock(tmp_path):
+        assert "has no file locks" in caplog.text
+
+
+@pytest.mark.parametrize(("steps", "made", "expected"), [(2, 10, [3, 5]), (5, 6, [3, 6]), (0, 10, []), (1, 2, [])])
+def test_a_trace_covers_what_was_asked_for(tmp_path, steps, made, expected, caplog):
+    events, number = [], 0
+    with Profiler(
+        tmp_path / "profile", steps, lambda: events.append(number), lambda: events.append(number)
+    ) as profiler:
+        for number in range(made):  # noqa: B007
+            profiler.before_step()
+        number = made
+    assert events == expected
+    assert ("no trace was made" in caplog.text) == (steps > 0 and not expected)
