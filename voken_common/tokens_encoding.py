@@ -37,9 +37,12 @@ class EncodingTokenizer(Protocol):
 
     config: Config
     downsampling: int
-    encode: Callable[[Float[np.ndarray, "B s s 3"]], Int[np.ndarray, "B h w"]]
     decode: Callable[[Int[np.ndarray, "B h w"]], Float[np.ndarray, "B s s 3"]]
     fingerprint: Callable[[], str]
+
+    @property
+    def encode(self) -> Callable[[Float[np.ndarray, "B s s 3"]], Int[np.ndarray, "B h w"]]:
+        """Ids of images."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Turn images into tokens: `python -m voken_jax.encode --checkpoint TOKENIZER --data FOLDER --output DIR`.
 
 Writes token shards, which generators are trained on. The command may be killed at any time; the same command goes on,
-and the shards are those of an undisturbed run. Several processes share the work: start one on each device with
---process-index I --process-count P. `--decode DIR` turns shards back into images. docs/tokens.md says more.
+and the shards are those of an undisturbed run. All devices are used, and several processes share the work: start each
+with --process-index I --process-count P. `--decode DIR` turns shards back into images. docs/tokens.md says more.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from jaxtyping import Float, Int
 
 from voken_common import tokens_command, tokens_encoding
 from voken_common.data.schema import DataConfig
+from voken_common.schema import MeshConfig
 from voken_common.tokens import TokenInfo
 from voken_common.tokens_encoding import Encoding
+from voken_jax.sharding import batch_sharding, make_mesh, replicated
 from voken_jax.tokenizer import Tokenizer
 
 
@@ -34,13 +38,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class Arrays:
-    """A tokenizer that takes and gives NumPy arrays."""
+    """A tokenizer that takes and gives NumPy arrays, and spreads what it encodes over all devices of this process."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.config, self.downsampling = tokenizer.config, tokenizer.downsampling
         self.fingerprint = tokenizer.fingerprint
-        self.encode = lambda images: np.asarray(tokenizer.encode(images))
         self.decode = lambda ids: np.asarray(tokenizer.decode(ids))
+        self._alone, self._mesh = tokenizer, make_mesh(MeshConfig(), jax.local_devices())
+        self._spread: Tokenizer | None = None
+
+    def encode(self, images: Float[np.ndarray, "B H W 3"]) -> Int[np.ndarray, "B h w"]:
+        """Ids of images; on one device unless the others can have equal shares."""
+        devices = self._mesh.size
+        if devices == 1 or len(images) % devices:
+            return np.asarray(self._alone.encode(images))
+        if self._spread is None:
+            # Programs follow their arguments: with weights on all devices and images split over them, so do these.
+            self._spread = Tokenizer(self.config, jax.device_put(self._alone.weights, replicated(self._mesh)))
+        return np.asarray(self._spread.encode(jax.device_put(images, batch_sharding(self._mesh))))
 
 
 def _load(checkpoint: str, step: Any, weights: Any) -> Arrays:

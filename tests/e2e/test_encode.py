@@ -106,15 +106,28 @@ def test_the_tokens_are_the_tokenizers(tokenizer, undisturbed):
     assert [source[i]["label"] for i in range(40)] == batch["label"].tolist()
 
 
+def test_images_are_spread_over_the_devices(tokenizer):
+    loaded = Tokenizer.load(tokenizer)
+    images = np.random.default_rng(0).uniform(-1, 1, (16, 16, 16, 3)).astype(np.float32)
+    arrays = encode.Arrays(loaded)
+    found = arrays.encode(images)
+    assert arrays._spread is not None
+    assert len(arrays._spread.weights["decoder.conv_out.kernel"].sharding.device_set) == 8
+    assert (found != np.asarray(loaded.encode(images))).mean() < 1e-3
+    assert encode.Arrays(loaded).encode(images[:9]).shape == (9, 8, 8)
+
+
 def test_pytorch_writes_the_same_data_set(tokenizer, undisturbed, tmp_path):
-    assert torch_encode.main(command(tokenizer, tmp_path, "--device", "cpu")) == 0
+    few = ("--set", "data.train.crops=60")
+    assert torch_encode.main(command(tokenizer, tmp_path, *few, "--device", "cpu")) == 0
     ours, theirs = TokenShardSource(undisturbed), TokenShardSource(tmp_path)
-    assert ours.info == theirs.info, "the fingerprint of the tokenizer, too"
-    differing = np.mean([(ours[i]["tokens"] != theirs[i]["tokens"]).mean() for i in range(COUNT)])
-    assert differing < 1e-3
-    # The shards of one go on in the other.
+    assert ours.info.tokenizer == theirs.info.tokenizer, "the fingerprint, too"
+    assert (len(theirs), theirs.info.vocabularies) == (60, ours.info.vocabularies)
+    differing = [(ours[i]["tokens"] != theirs[i]["tokens"]).mean() for i in range(60)]
+    assert np.mean(differing) < 1e-3
+    assert [ours[i]["key"] for i in range(60)] == [theirs[i]["key"] for i in range(60)]
     (tmp_path / "shard-00002.json").unlink()
-    assert encode.main(command(tokenizer, tmp_path)) == 0
+    assert encode.main(command(tokenizer, tmp_path, *few)) == 0, "what one began the other goes on with"
 
 
 @pytest.mark.parametrize("main", [encode.main, torch_encode.main])
