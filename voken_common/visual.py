@@ -88,6 +88,34 @@ def side_by_side(
     return grid(rows, columns=1, gap=3 * GAP)
 
 
+def class_wall(
+    names: Sequence[str],
+    originals: Sequence[Num[np.ndarray, "h w c"]] | Num[np.ndarray, "n h w c"],
+    samples: Sequence[Num[np.ndarray, "b h w c"]] | Num[np.ndarray, "n b h w c"],
+    zoom: int = 1,
+) -> Picture:
+    """A row per class: an image of it, a gap, and samples of it; the name under the image.
+
+    Args:
+        names, originals, samples: as many of each as there are classes.
+        zoom: pixels of the picture per pixel of an image, along one side.
+
+    Raises:
+        ValueError: not as many of each.
+    """
+    if not len(names) == len(originals) == len(samples):
+        raise ValueError(
+            f"{len(names)} names, {len(originals)} originals, {len(samples)} rows of samples; expected as many of each"
+        )
+    rows = []
+    for name, original, row in zip(names, originals, samples, strict=True):
+        left, right = _captioned(_enlarged(grid([original]), zoom), name), _enlarged(grid(row, len(row)), zoom)
+        right = _captioned(right, "")
+        gap = np.full((left.shape[0], 6 * GAP, 3), _PAPER, np.uint8)
+        rows.append(np.concatenate([left, gap, right], axis=1))
+    return grid(rows, columns=1, gap=GAP)
+
+
 def codebook_usage_plot(counts: Int[np.ndarray, " k"], width: int = 640, height: int = 320) -> Picture:
     """How often each code was used, most frequent first, on a logarithmic scale; unused codes leave the right empty.
 
@@ -151,6 +179,10 @@ def _rgb(image: np.ndarray) -> Picture:
     if image.ndim != 3 or image.shape[-1] not in (1, 3) or 0 in image.shape:
         raise ValueError(f"an image of shape {image.shape}; expected (H, W, 3) or (H, W, 1)")
     return np.ascontiguousarray(np.broadcast_to(to_uint8(image), (*image.shape[:2], 3)))
+
+
+def _enlarged(picture: Picture, zoom: int) -> Picture:
+    return picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
 
 
 def _captioned(picture: Picture, text: str) -> Picture:

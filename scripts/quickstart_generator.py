@@ -1,0 +1,140 @@
+"""Train a small class-conditional generator on photographs: tokenizer, tokens, training, samples.
+
+A class is a photograph. The tokenizer of `make quickstart` is trained first where it is missing, then crops of every
+photograph become tokens, and a generator is trained on them. Writes `quickstart_generator.png` into the work directory:
+a row per class, a held-out crop of its photograph on the left, samples of the class beside it. The last line is one
+JSON object: seconds without the tokenizer, held-out loss, the picture, and how well the class of samples is told by
+their mean colours alone, beside the same figure of held-out crops and of guessing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+TOKENIZER_CONFIG = Path("configs/quickstart_lfq.yaml")
+CROPS = {"train": 4096, "held_out": 256}
+SHOWN = 8
+JUDGED = 16
+"""Samples per class that are judged; the first of them are shown."""
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", default="configs/quickstart_generator.yaml")
+    parser.add_argument("--workdir", help="default runs/<name of the configuration>; an unfinished run there continues")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    return parser.parse_args(arguments)
+
+
+def crops_of(config, region, pixels):
+    """How the crops of one part of all photographs are read."""
+    from voken_common.data.schema import DataConfig, SkimageConfig
+
+    source = SkimageConfig(region=region, crops=CROPS[region])
+    return DataConfig(train=source, image_size=pixels, resize="none", crop="center", workers=0, cache=True)
+
+
+def load_tokenizer(path):
+    """The tokenizer, trained first if there is none."""
+    from voken_common.config import load_config
+    from voken_jax.tokenizer import Tokenizer
+    from voken_jax.trainer import train
+
+    if not (path / "checkpoints").is_dir():
+        print(f"no tokenizer in {path}: training the one of {TOKENIZER_CONFIG} first", flush=True)
+        train(load_config(TOKENIZER_CONFIG), path)
+    return Tokenizer.load(path)
+
+
+def held_out_images(data):
+    """(images in [-1, 1], class) of held-out crops, evenly spread."""
+    from voken_common.data.pipeline import build_validation_batches
+
+    (batch,) = build_validation_batches(
+        data.model_copy(update={"validation": data.train}), batch_size=CROPS["held_out"]
+    )
+    return batch["image"], batch["label"]
+
+
+def class_by_colour(images, references, classes):
+    """The class whose references have the nearest mean colour, for every image.
+
+    Args:
+        images: (B, H, W, 3) to be judged.
+        references: (N, H, W, 3) of known classes.
+        classes: (N,) theirs.
+    """
+    colours = np.stack([references[classes == c].mean(axis=(0, 1, 2)) for c in range(classes.max() + 1)])
+    distances = np.linalg.norm(images.mean(axis=(1, 2))[:, None] - colours, axis=-1)
+    return distances.argmin(axis=1)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0, or 2 for settings that cannot be used."""
+    options = parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    from voken_common.config import load_any_config
+    from voken_common.data.photographs import PHOTOGRAPHS
+    from voken_common.tokens_encoding import Encoding
+    from voken_common.visual import class_wall, save_png
+    from voken_jax.encode import encode_dataset
+    from voken_jax.generator import Generator
+    from voken_jax.trainer import train
+
+    try:
+        config = load_any_config(options.config, options.overrides)
+        tokenizer = load_tokenizer(Path(config.tokenizer))
+        start = time.perf_counter()
+        pixels = config.model.grid * tokenizer.downsampling
+        for region, folder in (("train", config.data.train), ("held_out", config.data.validation)):
+            data = crops_of(config, region, pixels)
+            encode_dataset(tokenizer, data, folder, Encoding(batch_size=64, reference=config.tokenizer))
+        workdir = Path(options.workdir or Path("runs") / config.name)
+        metrics = train(config, workdir)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if not metrics:
+        return 0
+    generator = Generator.load(workdir, tokenizer)
+    labels = np.repeat(np.arange(generator.classes), JUDGED)
+    samples = np.asarray(generator.sample(labels, seed=0).images)
+    images, classes = held_out_images(data)
+    rows = samples.reshape(generator.classes, JUDGED, *samples.shape[1:])[:, :SHOWN]
+    names = [name.rsplit(".", 1)[0].replace("_", " ") for name in PHOTOGRAPHS]
+    shown = [images[classes == c][0] for c in range(generator.classes)]
+    picture = save_png(workdir / "quickstart_generator.png", class_wall(names, shown, rows, zoom=2))
+    # Half of the held-out crops say what colours a photograph has, so that the other half can be judged like samples.
+    even = np.arange(len(images)) // generator.classes % 2 == 0
+    known, known_classes = images[even], classes[even]
+    print(f"every row: a held-out crop of a photograph, then {SHOWN} samples of its class")
+    result = {
+        "seconds": round(time.perf_counter() - start, 1),
+        "loss": round(metrics["loss"], 3),
+        "class_by_colour": _share(class_by_colour(samples, known, known_classes) == labels),
+        "class_by_colour_of_held_out_crops": _share(
+            class_by_colour(images[~even], known, known_classes) == classes[~even]
+        ),
+        "class_by_guessing": _share(1 / generator.classes),
+        "picture": str(picture),
+    }
+    print(json.dumps(result))
+    return 0
+
+
+def _share(values):
+    return round(float(np.mean(values)), 3)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
