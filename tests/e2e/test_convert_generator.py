@@ -317,6 +317,7 @@ def test_options_that_do_not_fit(adaptive, orbax, tmp_path, capsys):
         ((adaptive.file, tmp_path / "x", "--config", adaptive.options[3]), "is the configuration of a tokenizer, "),
         ((target_of(orbax), tmp_path / "x", "--tokenizer", orbax), "are for generators; "),
         ((orbax, tmp_path / "x", "--tokenizer", orbax), "of generator tiny_generator, expected one of a tokenizer"),
+        ((adaptive.file, tmp_path / "x", *adaptive.options[:3], "nix"), "--tokenizer-config nix: no such file"),
         ((orbax, tmp_path / "x", "--weights", "ema"), "holds no generator_ema; found: generator, meta"),
         ((adaptive.file, tmp_path / "x", "--weights", "ema", *adaptive.options), "holds raw weights, not the averaged"),
     ):

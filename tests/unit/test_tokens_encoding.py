@@ -140,6 +140,13 @@ def test_an_interruption_changes_nothing(images, tmp_path, calls):
     assert not idle.shapes
 
 
+@pytest.mark.slow
+def test_worker_processes_change_nothing(images, tmp_path):
+    encode(images, tmp_path / "threads", crops=2)
+    encode(images, tmp_path / "workers", crops=2, changes={"workers": 2})
+    same_files(tmp_path / "threads", tmp_path / "workers")
+
+
 def test_a_removed_shard_is_written_again(images, tmp_path):
     encode(images, tmp_path / "whole")
     encode(images, tmp_path / "parts")

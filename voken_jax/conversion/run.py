@@ -113,7 +113,7 @@ def prepare_first_stage(
             raise ValueError(f"--tokenizer and --tokenizer-config are for generators; {contents.origin} is a tokenizer")
         return None
     place = first_stage.locate(contents, source, options, target)
-    own = argparse.Namespace(**{**vars(options), "weights": None, "config": options.tokenizer_config})
+    own = argparse.Namespace(**{**vars(options), "weights": None, "config": None})
     found = contents.first_stage if place is None else read(place, own)
     if found is None:
         return None
@@ -121,7 +121,7 @@ def prepare_first_stage(
         found.config = find_config(found, manifest_of, first_stage.preferred(config), "--tokenizer-config")
     # One set, and no training: the one that a generator's tokenizer is loaded with.
     own.weights = "ema" if "ema" in found.weights or found.unnamed_averages else "raw"
-    found.config = _config(found, options.tokenizer_config)
+    found.config = _config(found, options.tokenizer_config, "--tokenizer-config")
     lightning.resolve_averages(found, manifest_of(found.config))
     manifest = prepare(found, target, own)
     first_stage.require_fits(found, config)
@@ -187,27 +187,27 @@ def verify(before: Contents, after: Contents, weights: Weights, manifest: Manife
     return all(finding.good for finding in findings)
 
 
-def _config(contents: Contents, given: str | None) -> AnyConfig:
+def _config(contents: Contents, given: str | None, option: str = "--config") -> AnyConfig:
     if given is None:
         return contents.config or find_config(contents, manifest_of)
     if contents.config is not None:
         logger.info("%s carries a configuration of its own; %s takes its place", contents.origin, given)
-    config = load_any_config(_config_file(given))
+    config = load_any_config(_config_file(given, option))
     if config.kind != contents.kind:
         raise ValueError(f"{given} is the configuration of a {config.kind}, {contents.origin} is a {contents.kind}")
     return config
 
 
-def _config_file(given: str) -> Path:
+def _config_file(given: str, option: str) -> Path:
     """A file, or that of a published model."""
     if Path(given).exists() or given.endswith((".yaml", ".yml")):
         return Path(given)
     try:
         model = published.find(given)
     except KeyError as error:
-        raise ValueError(f"--config {given}: no such file, and {error.args[0]}") from error
+        raise ValueError(f"{option} {given}: no such file, and {error.args[0]}") from error
     if model.config is None:
-        raise ValueError(f"--config {given}: a {model.family}, which has no configuration here yet")
+        raise ValueError(f"{option} {given}: a {model.family}, which has no configuration here yet")
     return published.config_file(model)
 
 
