@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from voken_common.data import token_shards, transforms
 from voken_common.data.bad_images import BadImage, BadImageLimit, BadImageLog
-from voken_common.data.errors import ImageDecodeError
+from voken_common.data.errors import DataError, ImageDecodeError
 from voken_common.data.files import FileSource
 from voken_common.data.samples import SampleLoader
 from voken_common.data.schema import DataConfig
@@ -28,7 +28,7 @@ from voken_common.data.sources import ImageSource, build_source
 from voken_common.schema import Config, LFQConfig
 from voken_common.tokens import Record, TokenInfo, TokenizerInfo, split_ids
 
-_WAYS = ("image_size", "resize", "flip", "exif_rotate")
+_WAYS = ("image_size", "resize", "flip", "exif_rotate", "reduced_jpeg_decode")
 """Settings of `data` that decide what the tokens are of; the others only decide how fast."""
 
 
@@ -99,6 +99,8 @@ def encode_dataset(
         ValueError: an image size or sub-tokens that the tokenizer does not have.
     """
     encoding = encoding or Encoding()
+    if data.is_video:
+        raise DataError("the source gives videos, and tokens are made of images: name a source of images")
     source = build_source(data.train)
     info = describe(tokenizer, data, source, encoding)
     token_shards.start(output, info)

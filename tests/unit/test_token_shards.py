@@ -126,7 +126,8 @@ def test_an_error_while_writing_leaves_no_shard(tmp_path):
 
 
 def test_what_an_interrupted_writer_left_is_removed(tmp_path):
-    (tmp_path / "shard-00000.array_record.0123.part").write_bytes(b"half")
+    for name in ("shard-00000.array_record.0123.part", "shard-00000.json.0123.part"):
+        (tmp_path / name).write_bytes(b"half")
     with TokenShardWriter(tmp_path, 0, info()) as writer:
         writer.add(next(records()))
     assert not list(tmp_path.glob("*.part"))

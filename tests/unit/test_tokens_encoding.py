@@ -195,6 +195,9 @@ def test_too_many_bad_images_stop_also_over_processes(damaged, tmp_path):
 def test_settings_that_cannot_be_used(images, tmp_path):
     with pytest.raises(ValueError, match=r"image size 7 is no multiple of 2, the pixels per token of tiny: choose 6"):
         encode(images, tmp_path, changes={"image_size": 7})
+    videos = {"train": {"kind": "video_folder", "path": str(images)}}
+    with pytest.raises(DataError, match="the source gives videos, and tokens are made of images"):
+        encode(images, tmp_path, changes=videos)
     with pytest.raises(ValueError, match=r"sub-tokens of 6 and 12 bits do not make the 8 bits"):
         encode(images, tmp_path, sub_tokens=(6, 12))
     with pytest.raises(ValueError, match=r"sub-tokens are bits of LFQ codes, tiny is ibq: leave them out"):

@@ -49,7 +49,7 @@ class TokenShardWriter:
 
     def __enter__(self) -> TokenShardWriter:
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        for abandoned in self._file.parent.glob(f"{self._file.name}.*.part"):
+        for abandoned in self._file.parent.glob(f"{self._file.stem}.*.part"):
             abandoned.unlink(missing_ok=True)
         self._partial = self._file.with_name(f"{self._file.name}.{uuid.uuid4().hex}.part")
         self._writer = _array_record().ArrayRecordWriter(str(self._partial), _WRITER_OPTIONS)
