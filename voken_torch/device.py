@@ -19,6 +19,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from voken_torch.kernels import PLAIN, Kernels
 from voken_torch.npu_optimizer import with_usual_manners
 
 DeviceName = Literal["auto", "npu", "cuda", "cpu"]
@@ -82,6 +83,10 @@ class Runtime:
         if not self.fused:
             return None
         return _npu_attention if self.device.type == "npu" else _sdpa
+
+    def kernels(self) -> Kernels:
+        """What a transformer computes with: an NPU's fused kernels, else PyTorch (whose attention is fused anyway)."""
+        return NPU_KERNELS if self.fused and self.device.type == "npu" else PLAIN
 
     def forked_random_state(self) -> AbstractContextManager[Any]:
         """Leave the random state as it was, on this device and on the CPU."""
@@ -207,6 +212,34 @@ def _npu_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     fused = _torch_npu("npu_fusion_attention")
     result: Tensor = fused(q, k, v, head_num=1, input_layout="BSH", scale=scale)[0]
     return result
+
+
+def _npu_causal(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, causal: bool) -> Tensor:
+    hidden = None if visible is None else ~visible
+    if causal:
+        hidden = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
+    fused, scale = _torch_npu("npu_fusion_attention"), q.shape[-1] ** -0.5
+    result: Tensor = fused(q, k, v, head_num=q.shape[1], input_layout="BNSD", atten_mask=hidden, scale=scale)[0]
+    return result
+
+
+def _npu_rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    parts = (part.repeat_interleave(2, dim=-1)[None, None].to(x.dtype) for part in (cosine, sine))
+    result: Tensor = _torch_npu("npu_rotary_mul")(x, *parts, rotary_mode="interleave")
+    return result
+
+
+def _npu_rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    result: Tensor = _torch_npu("npu_rms_norm")(x, weight.to(x.dtype), epsilon=epsilon)[0]
+    return result
+
+
+def _npu_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    result: Tensor = _torch_npu("npu_swiglu")(torch.cat([gate, up], dim=-1), dim=-1)
+    return result
+
+
+NPU_KERNELS = Kernels(_npu_causal, _npu_rotate, _npu_rms_norm, _npu_swiglu)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -61,7 +61,7 @@ class Generator:
         precision = config.precision
         self.runtime.check_precision(precision.param_dtype, precision.compute_dtype)
         with torch.device("meta"):
-            network = build_generator(config.model)
+            network = build_generator(config.model, kernels=self.runtime.kernels())
         require_same_shapes(weights, network.state_dict(), f"weights of {config.name}")
         # No autocast: it would convert every weight anew at every position.
         dtype = getattr(torch, precision.compute_dtype)

@@ -105,7 +105,7 @@ def create_generator_state(config: GeneratorConfig, runtime: Runtime | None = No
     runtime.check_precision(precision.param_dtype, precision.compute_dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = build_generator(config.model, precision.remat)
+        network = build_generator(config.model, precision.remat, runtime.kernels())
     network.to(dtype=getattr(torch, precision.param_dtype))
     shard(network, [block for block in network.modules() if isinstance(block, Block)], config.mesh, runtime.device)
     network.to(device=runtime.device)
@@ -126,13 +126,15 @@ def create_generator_state(config: GeneratorConfig, runtime: Runtime | None = No
     )
 
 
-def evaluation_generator(config: GeneratorConfig, state: GeneratorState) -> Factorized | Adaptive:
+def evaluation_generator(
+    config: GeneratorConfig, state: GeneratorState, runtime: Runtime | None = None
+) -> Factorized | Adaptive:
     """The generator with the averages, or where none are kept the parameters, as its weights, for evaluation.
 
     It shares their memory; where they are split it is a copy, and all processes call this.
     """
     with torch.device("meta"):
-        network = build_generator(config.model)
+        network = build_generator(config.model, kernels=(runtime or Runtime()).kernels())
     weights = {name: whole(value) for name, value in (state.generator_ema or state.generator).items()}
     network.load_state_dict(weights, strict=True, assign=True)
     return network.requires_grad_(False).eval()

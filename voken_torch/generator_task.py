@@ -105,7 +105,7 @@ class GeneratorTask(Task):
     def validate(self, log: RunLog, number: int) -> dict[str, float]:
         """Loss on held-out tokens with the averaged weights, if there are any, and a grid of decoded samples."""
         assert self.held_out is not None
-        network = evaluation_generator(self.config, self.state)
+        network = evaluation_generator(self.config, self.state, self.runtime)
         metrics = self.validator(network, self._held_out_batches())
         log.scalars(number, metrics, prefix="validation/")
         text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())

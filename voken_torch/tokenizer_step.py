@@ -23,6 +23,7 @@ from voken_common.schedules import Schedule
 from voken_common.schema import Config
 from voken_torch import optim
 from voken_torch.device import Runtime
+from voken_torch.kernels import at_least_float32
 from voken_torch.losses import (
     LecamAverages,
     adaptive_weight,
@@ -33,7 +34,6 @@ from voken_torch.losses import (
     update_lecam,
 )
 from voken_torch.models.discriminator import synchronise_batch_norms
-from voken_torch.models.layers import at_least_float32
 from voken_torch.models.lpips import LPIPS
 from voken_torch.quantization import Quantized, quantize
 from voken_torch.sharding import (

@@ -19,7 +19,7 @@ FORBIDDEN = {
 # A layer may import itself and lower ones. What is not listed (commands, and what only they use) may import everything
 # and be imported by nothing that is listed: a new module of the core takes its place here.
 LAYERS = (
-    {"quantizers", "losses", "npu_optimizer"},
+    {"quantizers", "losses", "kernels", "npu_optimizer"},
     {"sharding", "device", "optim"},
     {"models"},
     {"quantization"},

@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from voken_common.schema import LFQConfig, ModelConfig, QuantizerConfig
+from voken_torch.kernels import at_least_float32
 from voken_torch.models import magvit2, vqgan
-from voken_torch.models.layers import Policy, at_least_float32, conv
+from voken_torch.models.layers import Policy, conv
 
 CODEBOOK = "quantize.embedding.weight"
 

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from voken_common.schema import BlurConfig, DiscriminatorConfig, PatchGANConfig
-from voken_torch.models.layers import GroupNorm, at_least_float32, conv
+from voken_torch.kernels import at_least_float32
+from voken_torch.models.layers import GroupNorm, conv
 from voken_torch.quantizers.blocks import ReduceMean
 
 

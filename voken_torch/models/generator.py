@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from voken_common.transformer_schema import TransformerConfig
-from voken_torch.models.layers import at_least_float32
+from voken_torch.kernels import PLAIN, Kernels, at_least_float32
 from voken_torch.models.transformer import (
     DEVIATION,
     Block,
@@ -26,6 +26,7 @@ from voken_torch.models.transformer import (
     Position,
     RMSNorm,
     Rotary,
+    compute_with,
     empty_caches,
     linear,
     rotary_table,
@@ -207,6 +208,8 @@ class Adaptive(_Generator):
         return choose(at_least_float32(logits[:, 0]), 0)[:, None]
 
 
-def build_generator(config: TransformerConfig, remat: bool = False) -> Factorized | Adaptive:
-    """The generator of a configuration."""
-    return (Factorized if config.network == "factorized" else Adaptive)(config, remat)
+def build_generator(config: TransformerConfig, remat: bool = False, kernels: Kernels = PLAIN) -> Factorized | Adaptive:
+    """The generator of a configuration; `kernels` are the plain ones or a device's own."""
+    network = (Factorized if config.network == "factorized" else Adaptive)(config, remat)
+    compute_with(network, kernels)
+    return network

@@ -16,13 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from voken_torch.kernels import at_least_float32
+
 Attention = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """(q, k, v, scale) -> mixed values, each (B, L, C), one head."""
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Widen half precision; float32 and float64 stay."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def plain_attention(

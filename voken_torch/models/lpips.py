@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from voken_torch.models.layers import at_least_float32, conv
+from voken_torch.kernels import at_least_float32
+from voken_torch.models.layers import conv
 
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)

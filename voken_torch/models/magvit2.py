@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from voken_common.schema import ModelConfig
-from voken_torch.models.layers import GroupNorm, Policy, at_least_float32, checkpointed, conv, depth_to_space
+from voken_torch.kernels import at_least_float32
+from voken_torch.models.layers import GroupNorm, Policy, checkpointed, conv, depth_to_space
 
 
 class ResidualBlock(nn.Module):

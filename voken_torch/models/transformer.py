@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from voken_common.transformer_schema import TransformerConfig
-from voken_torch.models.layers import at_least_float32
+from voken_torch.kernels import PLAIN, Kernels
 
 EPSILON = 1e-5
 DEVIATION = 0.02
@@ -88,20 +88,16 @@ def rotary_table(config: TransformerConfig, like: Tensor) -> Rotary:
     quarter = config.head_width // 4
     numbers = torch.arange(max(quarter, config.grid), dtype=dtype, device=like.device)
     angles = numbers[: config.grid, None] * 10000.0 ** (-4 * numbers[:quarter] / config.head_width)
-    cells = torch.cat([angles.repeat_interleave(config.grid, dim=0), angles.repeat(config.grid, 1)], dim=1)
+    square = (config.grid, config.grid, quarter)
+    cells = torch.cat([angles[:, None].expand(square), angles[None].expand(square)], dim=-1).flatten(0, 1)
     zero = cells.new_zeros(1, 2 * quarter)
     return Rotary(torch.cat([zero, cells.cos()]), torch.cat([zero, cells.sin()]))
 
 
-def rotate(x: Float[Tensor, "B N T H"], rows: Rotary) -> Float[Tensor, "B N T H"]:
-    """Turn interleaved pairs (a, b) to (a cos - b sin, b cos + a sin), in float32 at least."""
-    a, b = at_least_float32(x).unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([a * rows.cosine - b * rows.sine, b * rows.cosine + a * rows.sine], dim=-1)
-    return turned.flatten(-2).to(x.dtype)
-
-
 class RMSNorm(nn.Module):
     """x / root mean square, times a scale; computed in float32 at least."""
+
+    kernels = PLAIN
 
     def __init__(self, width: int):
         super().__init__()
@@ -109,9 +105,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
         """Normalised features in the dtype of x."""
-        wide = at_least_float32(x)
-        normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + EPSILON)
-        return normed.to(x.dtype) * self.weight.to(x.dtype)
+        return self.kernels.rms_norm(x, self.weight, EPSILON)
 
 
 class Linear(nn.Linear):
@@ -126,7 +120,7 @@ class Linear(nn.Linear):
         rows = x.numel() // self.in_features
         if rows > FEW_ROWS or x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled():
             return super().forward(x)
-        if torch.is_autocast_enabled("cpu") or self.bias is not None:
+        if torch.is_autocast_enabled("cpu") or self._parameters["bias"] is not None:
             return super().forward(x)
         product = self.weight @ x.reshape(rows, self.in_features).T
         return product.T.contiguous().view(*x.shape[:-1], self.out_features)
@@ -144,6 +138,8 @@ def linear(inputs: int, outputs: int, *, bias: bool = False) -> nn.Linear:
 class Attention(nn.Module):
     """Multi-head attention with a fused projection."""
 
+    kernels = PLAIN
+
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.heads = config.heads
@@ -160,17 +156,19 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "B T C"]:
         """Causal over whole sequences; with a cache one new position, which attends to the visible ones there."""
         q, k, v = self.wqkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, rows), rotate(k, rows)
+        q, k = (self.kernels.rotate(part, *rows) for part in (q, k))
         if cache is None:
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            mixed = self.kernels.attention(q, k, v, None, True)
         else:
             keys, values = (part.to(q.dtype) for part in cache.write(k, v, position))
-            mixed = F.scaled_dot_product_attention(q, keys, values, visible)
+            mixed = self.kernels.attention(q, keys, values, visible, False)
         return self.wo(mixed.transpose(1, 2).flatten(-2))
 
 
 class FeedForward(nn.Module):
     """SwiGLU: w2(silu(w1 x) * w3 x)."""
+
+    kernels = PLAIN
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -179,7 +177,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
         """Features of the same width."""
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return self.w2(self.kernels.swiglu(self.w1(x), self.w3(x)))
 
 
 class Block(nn.Module):
@@ -226,6 +224,13 @@ class Block(nn.Module):
             normed = normed * (1 + modulation.feed_forward_scale) + modulation.feed_forward_shift
         update = F.dropout(self.feed_forward(normed), self.feed_forward_dropout, self.training)
         return x + (update if modulation is None else modulation.feed_forward_gate * update)
+
+
+def compute_with(network: nn.Module, kernels: Kernels) -> None:
+    """Have all layers of a network compute with these kernels."""
+    for module in network.modules():
+        if isinstance(module, RMSNorm | Attention | FeedForward):
+            module.kernels = kernels
 
 
 def run(

@@ -12,9 +12,9 @@ import torch
 torch.ops.load_library(os.environ["SIMULATED_NPU"])
 
 from torch_npu import hccl, npu, optim  # noqa: E402
-from torch_npu.kernels import npu_fusion_attention  # noqa: E402
+from torch_npu.kernels import npu_fusion_attention, npu_rms_norm, npu_rotary_mul, npu_swiglu  # noqa: E402
 
-__all__ = ["hccl", "npu", "npu_fusion_attention", "optim"]
+__all__ = ["hccl", "npu", "npu_fusion_attention", "npu_rms_norm", "npu_rotary_mul", "npu_swiglu", "optim"]
 
 torch.utils.rename_privateuse1_backend("npu")
 torch._register_device_module("npu", npu)
