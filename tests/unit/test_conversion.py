@@ -360,6 +360,7 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path):
 
 def test_two_checkpoints_of_one_step_are_not_guessed_between(tmp_path):
     (tmp_path / "checkpoints" / "4" / "meta").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "4" / "meta" / "metadata").write_text('{"config": {"checkpoint": {}}}')
     (tmp_path / "checkpoints" / "5.pt").touch()
     assert places.find_source(tmp_path).name == "5.pt"
     assert places.find_source(tmp_path, 4).name == "4"
