@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from voken_common.data.decode import decode_image
+from voken_common.data.decode import decode_image, open_image
 from voken_common.data.errors import ImageDecodeError
 
 GREY = np.arange(35, dtype=np.uint8).reshape(5, 7) * 7
@@ -164,3 +164,31 @@ def test_damaged_bytes_raise_nothing_else():
                 continue
             assert decoded.dtype == np.uint8
             assert decoded.shape[2] == 3
+
+
+@pytest.mark.parametrize(
+    "size, short_side, expected",
+    [
+        ((96, 64), 16, (24, 16)),
+        ((96, 64), 17, (48, 32)),
+        ((96, 64), 33, (96, 64)),
+        ((72, 200), 8, (9, 25)),
+        ((96, 64), None, (96, 64)),
+    ],
+)
+def test_a_jpeg_decodes_at_reduced_scale_no_smaller_than_asked(size, short_side, expected):
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    data = encode(smooth, format="JPEG", quality=95)
+    image = open_image(data, short_side=short_side)
+    assert (image.size, image.mode) == (expected, "RGB")
+    reference = Image.fromarray(decode_image(data)).resize(expected, Image.Resampling.BOX)
+    assert np.abs(np.asarray(image).astype(int) - np.asarray(reference)).mean() < 4
+
+
+def test_only_jpegs_decode_at_reduced_scale_and_grey_ones_stay_grey():
+    assert open_image(encode(COLOUR, format="PNG"), short_side=1).size == (7, 5)
+    grey = encode(np.repeat(np.repeat(GREY, 4, 0), 4, 1), format="JPEG")
+    reduced = np.asarray(open_image(grey, short_side=5))
+    assert reduced.shape == (5, 7, 3)
+    assert (reduced[..., 0] == reduced[..., 1]).all()

@@ -230,7 +230,7 @@ def test_two_thousand_mutated_indices(tmp_path):
 
 def test_array_files_are_not_taken_at_their_word(tmp_path):
     path = tmp_path / "a"
-    header = b'{"__metadata__": {"about": "{}"}, "x": {"dtype": "I64", "shape": [99], "data_offsets": [0, 792]}}'
+    header = b'{"__metadata__": {"arrays": "{}"}, "x": {"dtype": "I64", "shape": [99], "data_offsets": [0, 792]}}'
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
     with pytest.raises(ArrayFileError, match="792 bytes of arrays expected, found 16"):
         map_arrays(path)

@@ -188,6 +188,20 @@ def test_process_index_is_checked(folder):
         build_train_iterator(config(folder), batch_size_per_process=1, seed=0, process_index=2, process_count=2)
 
 
+def test_reduced_jpeg_decoding_is_an_option_and_close(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        coarse.resize((80, 64), Image.Resampling.BICUBIC).save(tmp_path / f"{i}.jpg", quality=95)
+    plain, reduced = (take(config(tmp_path, reduced_jpeg_decode=on), 2, batch_size=4)[0] for on in (False, True))
+    difference = np.abs(joined(plain, "image") - joined(reduced, "image"))
+    assert 0 < difference.mean() < 0.02
+    untouched = (
+        take(config(tmp_path, reduced_jpeg_decode=on, resize="none"), 2, batch_size=4)[0] for on in (False, True)
+    )
+    assert_same(*untouched)
+
+
 def test_cache_gives_the_same_and_reads_once(folder, monkeypatch):
     plain = take(config(folder), 10)[0]
     iterator = build_train_iterator(config(folder, cache=True), batch_size_per_process=5, seed=3)

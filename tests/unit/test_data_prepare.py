@@ -1,7 +1,11 @@
 """Walking tars, checking their images, and what `python -m voken_common.data.prepare` writes."""
 
+import concurrent.futures
 import io
+import subprocess
+import sys
 import tarfile
+import time
 import warnings
 
 import pytest
@@ -9,7 +13,7 @@ from PIL import Image
 
 from tests.unit.tar_sets import encoded, read_json, write_set, write_tar
 from voken_common.data import prepare
-from voken_common.data.tar_check import IMAGE_KEYS, CheckOptions, check_tar, image_problem
+from voken_common.data.tar_check import IMAGE_KEYS, CheckOptions, check_tar, image_problem, sample_key
 from voken_common.data.tar_format import TarDamageError, walk_tar
 from voken_common.data.tar_index import TarIndex
 
@@ -151,10 +155,10 @@ def test_prepare_writes_samples_filter_keys_and_index(mixed_set, tmp_path, capsy
 
 
 def test_worker_processes_write_the_same(mixed_set, tmp_path):
-    for workers in (0, 2):
+    for workers in (0, 1):
         assert run(mixed_set, "--output", tmp_path / str(workers), "--workers", workers) == 0
     for name in ("samples.json", "filter_keys.json", "report.json", "index"):
-        one, two = (tmp_path / str(workers) / f"laion.{name}" for workers in (0, 2))
+        one, two = (tmp_path / str(workers) / f"laion.{name}" for workers in (0, 1))
         assert one.read_bytes() == two.read_bytes()
 
 
@@ -244,3 +248,66 @@ def test_a_tar_that_cannot_be_read_names_itself(tmp_path, monkeypatch, capsys):
     assert (
         f"{root}/webdataset/00000.tar: cannot be read: Permission denied; the same command" in capsys.readouterr().err
     )
+
+
+def test_samples_are_those_of_webdataset(tmp_path):
+    """An independent reader groups members by the same keys."""
+    webdataset = pytest.importorskip("webdataset")
+    members = [(f"folder/{i}.{key}", encoded(i, key)) for i, key in enumerate(IMAGE_KEYS)]
+    members += [("folder/0.txt", b"caption"), ("x.y.jpg", encoded(8, "jpg")), ("b.PNG", encoded(9))]
+    path = write_tar(tmp_path / "a.tar", sorted(members))
+    found = {}
+    for sample in webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False):
+        found |= {f"{sample['__key__']}.{key}": sample[key] for key in IMAGE_KEYS if key in sample}
+    report = check_tar(str(path), CheckOptions())
+    data = path.read_bytes()
+    ours = {}
+    for member in report.good:
+        sample, extension = sample_key(member.name)
+        ours[f"{sample}.{extension}"] = data[member.start : member.start + member.size]
+    assert ours == found
+    assert len(ours) == 6
+
+
+def test_a_process_that_dies_is_reported(tmp_path, monkeypatch, capsys):
+    root = write_set(tmp_path / "set", [1, 1])
+
+    class Broken(concurrent.futures.ThreadPoolExecutor):
+        def __init__(self, *args, **options):
+            super().__init__(1)
+
+        def submit(self, function, *args):
+            future = super().submit(function, *args)
+            concurrent.futures.wait([future])
+            if args[0].endswith("00001.tar"):
+                future = concurrent.futures.Future()
+                future.set_exception(concurrent.futures.process.BrokenProcessPool("gone"))
+            return future
+
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Broken)
+    assert run(root, "--output", tmp_path / "out", "--workers", "2") == 1
+    assert "a process that checks tars was killed: by want of memory (use fewer --workers)" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert run(root, "--output", tmp_path / "out", "--workers", "0") == 0
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_where_it_was(tmp_path):
+    root = write_set(tmp_path / "set", [50] * 12)
+    command = [sys.executable, "-m", "voken_common.data.prepare", str(root), "--workers", "1", "--output"]
+    kills = 0
+    while kills < 3:
+        process = subprocess.Popen([*command, str(tmp_path / "out")], stderr=subprocess.DEVNULL)
+        before = len(list((tmp_path / "out").rglob("*.tar.json")))
+        deadline = time.monotonic() + 60
+        while len(list((tmp_path / "out").rglob("*.tar.json"))) < min(before + 2, 12) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+        kills += 1
+    assert len(list((tmp_path / "out").rglob("*.tar.json"))) >= 6
+    for name in ("out", "undisturbed"):
+        subprocess.run([*command, str(tmp_path / name)], check=True, capture_output=True)
+    for name in ("set.index", "set.samples.json", "set.filter_keys.json", "set.report.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+    assert read_json(tmp_path / "out" / "set.samples.json") == {f"{i:05}.tar": 50 for i in range(12)}

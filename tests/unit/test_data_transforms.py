@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from voken_common.data import transforms
 
@@ -43,6 +44,26 @@ def test_preprocess_matches_the_reference_bit_for_bit(name, convention):
     floats = transforms.preprocess(image, size, convention)
     assert floats.dtype == np.float32
     np.testing.assert_array_equal(floats, (expected / 127.5 - 1).astype(np.float32))
+
+
+@pytest.mark.parametrize("convention", ["pil", "cv2", "none"])
+@pytest.mark.parametrize("shape", [(40, 61), (61, 40), (16, 16), (9, 30), (16, 23)])
+def test_an_image_that_pillow_holds_resizes_to_the_same(convention, shape):
+    image = pattern(*shape)
+    expected = transforms.resize_short_side(image, 16, convention)
+    np.testing.assert_array_equal(transforms.resize_pillow_image(Image.fromarray(image), 16, convention), expected)
+
+
+def test_clips_are_cropped_and_flipped_frame_by_frame():
+    clip = np.stack([pattern(20, 30), pattern(20, 30)[::-1]])
+    for crop in (
+        lambda images: transforms.center_crop(images, 16, "pil"),
+        lambda images: transforms.center_crop(images, 16, "cv2"),
+        lambda images: transforms.random_crop(images, 16, np.random.default_rng(1)),
+        lambda images: transforms.random_flip(images, np.random.default_rng(1)),
+        lambda images: transforms.random_flip(images, np.random.default_rng(0)),
+    ):
+        np.testing.assert_array_equal(crop(clip), np.stack([crop(frame) for frame in clip]))
 
 
 @pytest.mark.parametrize("sizes", OPENCV, ids=str)

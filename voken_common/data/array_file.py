@@ -16,7 +16,7 @@ import safetensors.numpy
 
 from voken_common.files import replacing
 
-_KEY, _CHECKSUM = "about", "crc32"
+_KEY = "arrays"
 _LONGEST_HEADER = 1 << 30
 _TYPES = {"I64": np.int64, "U32": np.uint32, "I32": np.int32, "U8": np.uint8}
 
@@ -31,7 +31,8 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], about: Mapp
     Raises:
       OSError: it cannot be written.
     """
-    metadata = {_KEY: json.dumps(about, ensure_ascii=True), _CHECKSUM: str(_checksum(arrays))}
+    # One entry: of several, the order in the file would differ from run to run.
+    metadata = {_KEY: json.dumps({"crc32": _checksum(arrays), "about": about}, ensure_ascii=True)}
     data = safetensors.numpy.save(dict(arrays), metadata)
     with replacing(path) as file:
         file.write(data)
@@ -54,15 +55,14 @@ def map_arrays(path: str | Path, *, verify: bool = True) -> tuple[dict[str, np.n
             if not 0 < size < _LONGEST_HEADER:
                 raise ArrayFileError("no header")
             header = json.loads(file.read(size))
-        metadata = header.pop("__metadata__")
-        about = json.loads(metadata[_KEY])
+        metadata = json.loads(header.pop("__metadata__")[_KEY])
         data = np.memmap(path, np.uint8, "r", offset=8 + size)
         arrays = {name: _array(data, entry) for name, entry in header.items()}
-        if verify and _checksum(arrays) != int(metadata[_CHECKSUM]):
+        if verify and _checksum(arrays) != metadata["crc32"]:
             raise ArrayFileError("its checksum is wrong")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArrayFileError(f"damaged, or not an array file: {error}") from error
-    return arrays, about
+    return arrays, metadata["about"]
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
