@@ -128,6 +128,17 @@ def leave(status: int) -> int:
     _end(status)
 
 
+def is_loss(error: BaseException | None) -> bool:
+    """Whether an error may come from a process that was lost: JAX itself failed, while several were at it."""
+    if jax.process_count() == 1:
+        return False
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def describe_lost(error: BaseException) -> str:
     """What to tell about a computation that failed while several processes were at it."""
     return (

@@ -77,11 +77,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 3
     except (ValueError, OSError, RuntimeError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            if jax.process_count() == 1:
-                raise
+        if distributed.is_loss(error):
             print(f"error: {distributed.describe_lost(error)}", file=sys.stderr)
             return distributed.LOST
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

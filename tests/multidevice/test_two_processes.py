@@ -112,14 +112,14 @@ def started(folder, processes):
 @pytest.mark.slow
 def test_a_lost_process_ends_the_run_in_bounded_time(tmp_path):
     file = write(tmp_path, mapping_of("generator", tmp_path))
-    processes = start(tmp_path, file, "--set", "training.steps=100000", "--lost-after", "8")
+    processes = start(tmp_path, file, "--set", "training.steps=100000", "--lost-after", "15")
     started(tmp_path, processes)
     processes[1].send_signal(signal.SIGKILL)
     killed = time.monotonic()
-    (status, output), (other, _) = finish(processes, limit=60)
-    assert (status, other) == (4, -signal.SIGKILL)
-    assert time.monotonic() - killed < 40
-    assert "error: process(es) 1 of 2 lost: silent for 8 s (killed, out of memory" in output or (
+    (status, output), (other, _) = finish(processes, limit=90)
+    assert (status, other) == (4, -signal.SIGKILL), output
+    assert time.monotonic() - killed < 60
+    assert "error: process(es) 1 of 2 lost: silent for 15 s (killed, out of memory" in output or (
         "a computation that all processes share did not finish" in output
     )
     assert "it continues at the last checkpoint" in output
