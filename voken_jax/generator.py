@@ -30,10 +30,8 @@ from voken_common.names import require_same_shapes
 from voken_common.sampling import Sampling
 from voken_common.tokens import join_ids
 from voken_jax import loading
-from voken_jax.models.functional import Network
-from voken_jax.models.generator import build_generator
 from voken_jax.sampling import generate
-from voken_jax.state import policy_of
+from voken_jax.state import build_generator_network
 from voken_jax.tokenizer import Tokenizer
 
 
@@ -59,7 +57,7 @@ class Generator:
         origin: str | Path = ".",
     ):
         self.config, self.origin = config, str(origin)
-        self._network = network_of(config)
+        self._network = build_generator_network(config)
         require_same_shapes(weights, self._network.parameters, f"weights of {config.name}")
         dtype = jnp.dtype(config.precision.compute_dtype)
         self._weights = {name: weight.astype(dtype) for name, weight in weights.items()}
@@ -92,7 +90,7 @@ class Generator:
             CheckpointError: there is no such checkpoint, it is damaged, or it is not one of a generator.
         """
         found = loading.load(
-            checkpoint, lambda meta: network_of(meta.generator), step=step, weights=weights, verify=verify
+            checkpoint, lambda meta: build_generator_network(meta.generator), step=step, weights=weights, verify=verify
         )
         if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
             tokenizer = Tokenizer.load(tokenizer)
@@ -160,8 +158,3 @@ class Generator:
     ) -> Array:
         return generate(self._network.bind(weights), labels, keys, sampling, cache_dtype)
 
-
-def network_of(config: GeneratorConfig) -> Network:
-    """The network of a configuration; nothing is allocated."""
-    policy = policy_of(config.precision)
-    return Network(lambda rngs: build_generator(config.model, policy=policy, rngs=rngs))
