@@ -92,6 +92,17 @@ def test_killed_at_any_time(tokenizer, undisturbed, tmp_path, shards):
         assert (output / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+@pytest.mark.slow
+def test_two_processes_at_once(tokenizer, undisturbed, tmp_path):
+    output = tmp_path / "tokens"
+    shares = [command(tokenizer, output, "--process-index", i, "--process-count", 2) for i in range(2)]
+    processes = [subprocess.Popen([sys.executable, "-m", "voken_jax.encode", *share], cwd=ROOT) for share in shares]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert sorted(path.name for path in output.iterdir()) == sorted(path.name for path in undisturbed.iterdir())
+    for path in undisturbed.iterdir():
+        assert (output / path.name).read_bytes() == path.read_bytes(), path.name
+
+
 def test_the_tokens_are_the_tokenizers(tokenizer, undisturbed):
     loaded = Tokenizer.load(tokenizer)
     source = TokenShardSource(undisturbed)
