@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = samples.reshape(generator.classes, JUDGED, *samples.shape[1:])[:, :SHOWN]
     names = [name.rsplit(".", 1)[0].replace("_", " ") for name in PHOTOGRAPHS]
     shown = [images[classes == c][0] for c in range(generator.classes)]
-    picture = save_png(workdir / "quickstart_generator.png", class_wall(names, shown, rows, zoom=2))
+    picture = save_png(workdir / "quickstart_generator.png", class_wall(names, shown, rows, zoom=3))
     # Half of the held-out crops say what colours a photograph has, so that the other half can be judged like samples.
     even = np.arange(len(images)) // generator.classes % 2 == 0
     known, known_classes = images[even], classes[even]
