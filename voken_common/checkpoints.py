@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -214,6 +215,17 @@ def set_aside(workdir: Path, places: Iterable[Path]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(place, target)
         logger.warning("%s was moved to %s", place, target)
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what a run that was killed had begun to write; only for the one run that holds the directory."""
+    for pattern in ("*.orbax-checkpoint-tmp*", "*.part"):
+        for place in folder.glob(pattern):
+            logger.info("removing %s, which a run that was killed had not finished", place)
+            if place.is_dir():
+                shutil.rmtree(place, ignore_errors=True)
+            else:
+                place.unlink(missing_ok=True)
 
 
 def failed_write(step: int, folder: Path, error: Exception, intact: list[int]) -> CheckpointError:

@@ -98,6 +98,11 @@ class RunLog:
         if self._enabled:
             tqdm.write(text, file=sys.stderr)
 
+    def flush(self) -> None:
+        """Bring what was logged to the disk: a run that continues at a checkpoint does not log the steps before it."""
+        if self._writer:
+            self._writer.flush()
+
     def warning(self, text: str) -> None:
         """The same for what a user should look into; it goes to the program's log."""
         if self._enabled:

@@ -148,4 +148,5 @@ class RunLoop:
 
     def _save(self, number: int, validated: dict[str, float]) -> None:
         self._heartbeat.beat(number, "saving")
+        self._log.flush()
         self._hooks.save(validated, self._steps.progress())

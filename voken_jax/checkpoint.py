@@ -38,6 +38,7 @@ from voken_common.checkpoints import (
     failed_write,
     kept_steps,
     newest_good,
+    remove_half_written,
     require_good,
     set_aside,
 )
@@ -90,9 +91,11 @@ class Checkpoints:
         return self._found[0]
 
     def recover(self) -> int | None:
-        """`latest_step`, for a run that continues there: damaged steps after it are moved out of its way."""
+        """`latest_step`, for the run that holds the directory: half-written and damaged steps leave its way."""
         latest = self.latest_step()
         assert self._found is not None
+        if jax.process_index() == 0:
+            remove_half_written(self._folder)
         if self._found[1]:
             if jax.process_index() == 0:
                 set_aside(self._folder.parent, [self._folder / str(step) for step in self._found[1]])

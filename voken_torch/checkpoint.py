@@ -31,6 +31,7 @@ from voken_common.checkpoints import (
     failed_write,
     kept_steps,
     newest_good,
+    remove_half_written,
     require_good,
     set_aside,
 )
@@ -82,9 +83,11 @@ class Checkpoints:
         return self._found[0]
 
     def recover(self) -> int | None:
-        """`latest_step`, for a run that continues there: damaged steps after it are moved out of its way."""
+        """`latest_step`, for the run that holds the directory: half-written and damaged steps leave its way."""
         latest = self.latest_step()
         assert self._found is not None
+        if process_index() == 0:
+            remove_half_written(self._folder)
         if self._found[1]:
             if process_index() == 0:
                 set_aside(self._folder.parent, [self._folder / f"{step}.pt" for step in self._found[1]])
@@ -178,7 +181,14 @@ def steps_in(folder: Path) -> dict[int, Path]:
 
 def file_problems(path: Path) -> list[str]:
     """What is wrong with a checkpoint file, one line each; empty for a good one."""
-    return zip_problems(path, lambda: torch_pickle.storage_names(path))
+    found = zip_problems(path, lambda: torch_pickle.storage_names(path))
+    if not found:
+        try:
+            # torch and the standard library do not see the same damage to an archive's table of contents.
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except _UNREADABLE as error:
+            found = [f"{path.name} cannot be read ({str(error).partition(chr(10))[0][:200]})"]
+    return found
 
 
 def find_step(checkpoint: str | Path, step: Step = "latest", *, verify: bool = True) -> Path:

@@ -32,7 +32,7 @@ def damaged_images(framework: Framework) -> str:
     files = image_folder(place, 24)
     files[3].write_bytes(files[3].read_bytes()[:200])
     files[4].write_bytes(b"\x89PNG not an image at all")
-    source = (f"data.train={{kind: image_folder, path: {place}}}", "data.resize=shorter_side", "training.steps=6")
+    source = (f"data.train={{kind: image_folder, path: {place}}}", "data.resize=pil", "training.steps=6")
     result = framework.run(framework.scratch / "images_run", *source, "data.max_bad_fraction=0.1")
     result.must(0, "003.png", "004.jpg", "next good image takes its place")
     framework.run(framework.scratch / "images_stop", *source, "data.max_bad_fraction=0").must(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,9 @@ from jax.sharding import PartitionSpec as P
 from tests.e2e.tiny import tiny_config
 from voken_common.config import with_overrides
 from voken_common.data.pipeline import build_train_iterator
-from voken_common.errors import CheckpointError
-from voken_jax.checkpoint import Checkpoints, find_step, load_generator, read_meta
+from voken_common.errors import CheckpointError, DamagedError
+from voken_jax.checkpoint import Checkpoints, _LastAndBest, find_step, load_generator, read_meta
+from voken_jax.integrity import step_problems
 from voken_jax.losses import LecamAverages
 from voken_jax.sharding import make_mesh
 from voken_jax.state import TrainState
@@ -175,3 +177,66 @@ def test_only_the_asked_weights_are_read(run):
         assert len(loaded["conv.kernel"].devices()) == 1
     with pytest.raises(ValueError, match=r"conv\.extra"):
         load_generator(step, abstract | {"conv.extra": abstract["conv.bias"]})
+
+
+def test_steps_carry_checksums_of_files_and_arrays(run):
+    step = find_step(run[0])
+    content = json.loads((step / "checksums.json").read_text())
+    weights = {f"{item}/{name}" for item in ("generator", "generator_ema") for name in state_of(0).generator}
+    assert weights <= set(content["arrays"])
+    assert {"meta/metadata", "data/process_0-of-1.json", "rest/_METADATA"} <= set(content["files"])
+    assert step_problems(step) == []
+
+
+def test_checksums_can_be_turned_off(run, tmp_path):
+    config = with_overrides(run[1], ["checkpoint.checksums=false"])
+    save_all(tmp_path, config)
+    assert not list(tmp_path.rglob("checksums.json"))
+    assert find_step(tmp_path).name == "4"
+    damaged = shutil.copytree(run[0] / "checkpoints" / "4", tmp_path / "4")
+    (damaged / "checksums.json").unlink()
+    with pytest.raises(DamagedError, match=r"4 is damaged: checksums.json is not there"):
+        find_step(damaged)
+
+
+def test_retention_counts_no_damaged_step(run, tmp_path):
+    shutil.copytree(run[0] / "checkpoints", tmp_path / "checkpoints")
+    policy = _LastAndBest(
+        tmp_path / "checkpoints", run[1].checkpoint.model_copy(update={"keep_last": 1, "keep_best": 0})
+    )
+    infos = [SimpleNamespace(step=step, metrics=None) for step in (1, 3, 4)]
+    assert policy.should_preserve(infos, context=None) == [False, False, True]
+    (tmp_path / "checkpoints" / "4" / "meta" / "metadata").write_text("{")
+    assert policy.should_preserve(infos, context=None) == [False, True, True], "3 is the last good one"
+
+
+def test_a_step_that_cannot_be_written_leaves_those_before(run, tmp_path, monkeypatch):
+    shutil.copytree(run[0] / "checkpoints", tmp_path / "checkpoints")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("voken_jax.integrity.seal", full)
+    checkpoints, iterator = Checkpoints(tmp_path, run[1].checkpoint), open_iterator(run[1])
+    with pytest.raises(CheckpointError, match=r"step 5 could not be written .*No space left.*intact: \[1, 3, 4\]"):
+        checkpoints.save(state_of(5), run[1], iterator, {})
+    iterator.close()
+    assert steps_in(tmp_path) == ["1", "3", "4"]
+
+
+def test_damaged_steps_move_out_of_the_way(run, tmp_path, caplog):
+    shutil.copytree(run[0] / "checkpoints", tmp_path / "checkpoints")
+    (tmp_path / "checkpoints" / "4" / "rest" / "_METADATA").unlink()
+    (tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp").mkdir()
+    checkpoints = Checkpoints(tmp_path, run[1].checkpoint)
+    assert checkpoints.latest_step() == 3
+    assert steps_in(tmp_path) == ["1", "3", "4", "5.orbax-checkpoint-tmp"], "looking changes nothing"
+    assert checkpoints.recover() == 3
+    assert steps_in(tmp_path) == ["1", "3"]
+    assert (tmp_path / "damaged_checkpoints" / "4").is_dir()
+    iterator = open_iterator(run[1])
+    checkpoints.save(state_of(4), run[1], iterator, {})
+    iterator.close()
+    assert checkpoints.latest_step() == 4
+    checkpoints.close()
+    assert "step 4 is damaged: rest/_METADATA is not there (No such file or directory). Step 3" in caplog.text
