@@ -15,6 +15,7 @@ import mmap
 import pickle
 import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,13 +38,16 @@ _DAMAGE = (
     IndexError,
     KeyError,
     MemoryError,
+    OSError,
     OverflowError,
     RecursionError,
+    RuntimeError,
     TypeError,
     UnicodeDecodeError,
     ValueError,
     struct.error,
     zipfile.BadZipFile,
+    zlib.error,
 )
 
 
@@ -143,7 +147,7 @@ def storage_names(path: str | Path) -> dict[str, str]:
             folder = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
             with archive.open(f"{folder}data.pkl") as stream:
                 visit(_Unpickler(stream, "inert").load(), "")
-    except (*_DAMAGE, OSError, StopIteration) as error:
+    except (*_DAMAGE, StopIteration) as error:
         raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
     return names
 

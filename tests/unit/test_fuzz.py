@@ -1,0 +1,206 @@
+"""Mutated images, configurations and checkpoints: a clear error or a right answer, soon, and nothing half done."""
+
+import contextlib
+import io
+import random
+import shutil
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from tests.e2e.tiny import TINY, quantized_by
+from tests.unit.test_checkpoint import open_iterator, save_all, state_of, tiny_config
+from voken_common.config import load_any_config
+from voken_common.data.decode import decode_image
+from voken_common.data.errors import ImageDecodeError
+from voken_common.errors import CheckpointError
+from voken_common.torch_pickle import load
+from voken_jax.checkpoint import Checkpoints, steps_in
+from voken_torch.checkpoint import Checkpoints as TorchCheckpoints
+from voken_torch.checkpoint import find_step, read
+
+QUICK, SLOW = 40, 2000
+SECONDS = 20.0
+"""No single input may take longer, on a machine that is busy with other things."""
+
+
+def mutated(draw, content, places=(1, 1, 3, 20)):
+    """Content with bytes changed, dropped, repeated, or cut off, in one or more places."""
+    content = bytearray(content)
+    for _ in range(draw.choice(places)):
+        if not content:
+            break
+        begin = draw.randrange(len(content))
+        kind = draw.randrange(5)
+        if kind == 0:
+            content[begin] ^= 1 << draw.randrange(8)
+        elif kind == 1:
+            content[begin] = draw.randrange(256)
+        elif kind == 2:
+            del content[begin : begin + draw.randrange(1, 50)]
+        elif kind == 3:
+            content[begin:begin] = content[begin : begin + draw.randrange(1, 50)]
+        else:
+            del content[begin:]
+    return bytes(content)
+
+
+def encoded_images():
+    """The same picture in several formats and modes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 20, 3)).astype(np.uint8)
+    found = []
+    for mode, kind in (("RGB", "JPEG"), ("L", "JPEG"), ("RGB", "PNG"), ("P", "PNG"), ("RGB", "WEBP"), ("RGB", "GIF")):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).convert(mode).save(buffer, kind)
+        found.append(buffer.getvalue())
+    return found
+
+
+def check_images(count):
+    draw, images, errors = random.Random(0), encoded_images(), []
+    for number in range(count):
+        content, begin = mutated(draw, images[number % len(images)]), time.monotonic()
+        try:
+            image = decode_image(content, name=f"image {number}")
+            assert image.ndim == 3
+            assert image.shape[2] == 3
+            assert image.dtype == np.uint8
+        except ImageDecodeError as error:
+            errors.append(str(error))
+        assert time.monotonic() - begin < SECONDS
+    assert all(text.startswith("image ") for text in errors)
+    errors = len(errors)
+    assert count * 0.1 < errors < count, "some are broken, and not all"
+
+
+def check_configurations(count, folder):
+    draw, errors, file = random.Random(1), [], folder / "x.yaml"
+    texts = [yaml.safe_dump(content).encode() for content in (TINY, quantized_by("ibq"), quantized_by("vq"))]
+    for number in range(count):
+        file.write_bytes(mutated(draw, texts[number % len(texts)], (1,)))
+        begin = time.monotonic()
+        try:
+            config = load_any_config(file)
+            assert config.training.batch_size > 0
+        # A kind of ConfigError, or what the wrong bytes are: none of them but with a message for the user.
+        except ValueError as error:
+            errors.append(str(error))
+        assert time.monotonic() - begin < SECONDS
+    assert all(len(text) > 10 for text in errors)
+    errors = len(errors)
+    assert count * 0.3 < errors
+
+
+def torch_run(folder, config):
+    """A work directory with steps 1 and 2 as PyTorch writes them."""
+    for number in (1, 2):
+        tensors = {"conv.weight": torch.arange(600.0) + number, "conv.bias": torch.full((3,), float(number))}
+        state = SimpleNamespace(step=number)
+        state.to_dict = lambda n=number, w=tensors: {
+            "step": torch.tensor(n),
+            "generator": w,
+            "generator_ema": w,
+            "rng": w,
+        }
+        iterator = SimpleNamespace(get_state=lambda n=number: {"position": 8 * n})
+        TorchCheckpoints(folder, config.checkpoint).save(state, config, iterator, {})
+
+
+def check_torch_files(count, folder, caplog):
+    config = tiny_config(folder)
+    torch_run(folder / "run", config)
+    newest = folder / "run" / "checkpoints" / "2.pt"
+    whole, draw, errors = newest.read_bytes(), random.Random(2), 0
+    for _ in range(count):
+        newest.write_bytes(mutated(draw, whole))
+        begin = time.monotonic()
+        chosen = find_step(folder / "run")
+        number = int(chosen.stem)
+        content = read(chosen)
+        assert content["step"] == number
+        assert torch.equal(content["generator"]["conv.weight"], torch.arange(600.0) + number), "never another number"
+        assert content["data"]["position"] == 8 * number
+        with contextlib.suppress(CheckpointError):
+            load(newest)
+        errors += number == 1
+        assert time.monotonic() - begin < SECONDS
+    assert errors > count * 0.8
+    assert "step 2 is damaged: " in caplog.text
+
+
+def check_orbax_steps(count, folder, draw_seed=3):
+    config = tiny_config(folder)
+    save_all(folder, config, {3: 1.0, 4: 2.0})
+    source, draw, passed_over = folder / "checkpoints" / "4", random.Random(draw_seed), 0
+    files = sorted(p.relative_to(source) for p in source.rglob("*") if p.is_file())
+    for number in range(count):
+        run = folder / f"copy_{number}"
+        shutil.copytree(folder / "checkpoints", run / "checkpoints")
+        file = run / "checkpoints" / "4" / draw.choice(files)
+        file.write_bytes(mutated(draw, file.read_bytes()))
+        begin, checkpoints = time.monotonic(), Checkpoints(run, config.checkpoint)
+        latest = checkpoints.recover()
+        assert latest in (3, 4)
+        assert sorted(steps_in(run / "checkpoints")) == ([3] if latest == 3 else [3, 4])
+        passed_over += latest == 3
+        # What counts as good is good: reading it is slow, so only some are.
+        if latest == 4 or number % 20 == 0:
+            check_restores(checkpoints, config, latest)
+        checkpoints.close()
+        assert time.monotonic() - begin < SECONDS
+        shutil.rmtree(run)
+    assert passed_over > count * 0.5
+
+
+def check_restores(checkpoints, config, step):
+    import jax
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("x",))
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), state_of(0))
+    iterator = open_iterator(config)
+    try:
+        jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(abstract, iterator), state_of(step))
+    finally:
+        iterator.close()
+
+
+def test_mutated_images():
+    check_images(QUICK * 5)
+
+
+def test_mutated_configurations(tmp_path):
+    check_configurations(QUICK, tmp_path)
+
+
+def test_mutated_torch_files(tmp_path, caplog):
+    check_torch_files(QUICK, tmp_path, caplog)
+
+
+def test_mutated_orbax_steps(tmp_path):
+    check_orbax_steps(12, tmp_path)
+
+
+@pytest.mark.slow
+def test_many_mutated_images():
+    check_images(SLOW)
+
+
+@pytest.mark.slow
+def test_many_mutated_configurations(tmp_path):
+    check_configurations(SLOW, tmp_path)
+
+
+@pytest.mark.slow
+def test_many_mutated_torch_files(tmp_path, caplog):
+    check_torch_files(SLOW, tmp_path, caplog)
+
+
+@pytest.mark.slow
+def test_many_mutated_orbax_steps(tmp_path):
+    check_orbax_steps(SLOW, tmp_path, 4)
