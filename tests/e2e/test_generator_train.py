@@ -14,6 +14,7 @@ from tests.e2e.tiny_generator import ADAPTIVE, FACTORIZED, STEPS, generator_conf
 from tests.e2e.tiny_generator import write_shards as shards_in
 from voken_common.config import load_any_config
 from voken_common.data.token_pipeline import TokenIterator, build_token_iterator
+from voken_common.flops import sample_flops
 from voken_common.run_log import RunLog
 from voken_common.tokens import split_ids
 from voken_jax import trainer
@@ -21,6 +22,7 @@ from voken_jax.checkpoint import Checkpoints, find_step, read_meta
 from voken_jax.dry_run import dry_run
 from voken_jax.generator_data import GeneratorData
 from voken_jax.sharding import make_mesh
+from voken_jax.state import build_generator_network
 from voken_jax.tokenizer import Tokenizer
 from voken_jax.train import main
 from voken_jax.trainer import train
@@ -124,6 +126,7 @@ def test_averages_can_be_switched_on_in_the_middle(run, tmp_path):
     assert_same_state(state.generator_ema, state.generator)
 
 
+@pytest.mark.slow
 def test_two_sub_tokens_are_logged_apart(tmp_path):
     shards_in(tmp_path, FACTORIZED["vocabularies"])
     metrics = train(generator_config(tmp_path, FACTORIZED, training={"steps": 1}), tmp_path / "run")
@@ -220,18 +223,17 @@ def test_tokens_of_another_tokenizer_are_told(trained, tmp_path, capsys):
 
 def test_dry_run_trains_nothing_and_shows_what_is_split(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(TokenIterator, "__next__", None)
-    mapping = generator_mapping(tmp_path / "nowhere", mesh={"fsdp": 4, "model": 2})
-    file = str(write_generator(tmp_path, mapping))
-    assert main(["--config", file, "--workdir", str(tmp_path / "run"), "--dry-run"]) == 0
+    monkeypatch.chdir(tmp_path)
+    config = generator_config(tmp_path / "nowhere", mesh={"fsdp": 4, "model": 2})
+    report = dry_run(config)
     text = capsys.readouterr().out
     assert "tiny_generator: dry run on a mesh of {'data': 1, 'fsdp': 4, 'model': 2}" in text
     assert "64 tokens a sample" in text
     assert "TFLOP per step (matrix products, backward passes included)" in text
-    assert not (tmp_path / "run").exists()
-
-    report = dry_run(load_any_config(file))
+    assert not list(tmp_path.iterdir())
     assert report["devices"] == 8
+    assert report["parameters"] == sum(np.prod(s.shape) for s in build_generator_network(config).parameters.values())
     whole = 3 * 4 * report["parameters"]
-    assert whole / 8 < report["state_bytes_per_device"] < whole / 5, "weights and two moments, nearly all of them split"
+    assert whole / 8 < report["state_bytes_per_device"] < whole / 4, "weights and two moments, most of them split"
     assert report["argument_bytes_per_device"] > report["state_bytes_per_device"]
-    assert report["flops_per_device"] > 0
+    assert report["flops_per_device"] == sample_flops(config.model)

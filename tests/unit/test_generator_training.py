@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -12,9 +13,9 @@ from jax.sharding import PartitionSpec as P
 
 from tests.e2e.tiny_generator import ADAPTIVE, FACTORIZED, generator_config
 from voken_common.flops import peak_flops, sample_flops
+from voken_common.generator_logs import perplexities, shown_labels
 from voken_common.schema import MeshConfig
 from voken_jax.generator_step import GeneratorStep, init_generator_state, token_losses
-from voken_jax.generator_validation import perplexities, shown_labels
 from voken_jax.models.stacked import bind_stacked, in_state, is_stacked, stack_layers, unstack_layers
 from voken_jax.optim import scheduled_decay
 from voken_jax.sharding import generator_spec, make_mesh, replicated
@@ -31,7 +32,7 @@ def products(jaxpr, times=1):
             left = equation.invars[0].aval.shape
             total += times * equation.outvars[0].aval.size * np.prod([left[axis] for axis in contracted])
         length = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
             total += products(inner, times * length)
     return total
 
@@ -158,7 +159,7 @@ def test_where_weights_live(name, shape, expected):
 
 
 def test_a_step_that_is_not_finite_changes_nothing_until_the_failure_is_cleared(tmp_path):
-    config = generator_config(tmp_path, ADAPTIVE | {"grid": 2})
+    config = generator_config(tmp_path, ADAPTIVE | {"grid": 2, "layers": 1})
     network, optimizer = build_generator_network(config), optax.sgd(0.1)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     state = jax.jit(functools.partial(init_generator_state, config, network, optimizer))()
