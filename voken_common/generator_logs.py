@@ -15,15 +15,19 @@ from voken_common.schedules import Schedule, cosine_weight_decay
 
 logger = logging.getLogger("voken")
 
+_LARGEST = 700.0
+"""Its exponential is still finite."""
+
 
 def shown(config: GeneratorConfig) -> tuple[str, ...]:
     """Training metrics that the progress bar shows."""
     return ("loss", *(f"accuracy{suffix}" for suffix in config.model.suffixes))
 
 
-def with_perplexities(config: GeneratorConfig, means: Mapping[str, float]) -> dict[str, float]:
-    """The means, and the perplexity of every mean loss."""
-    return {**means, **{f"perplexity{suffix}": math.exp(means[f"loss{suffix}"]) for suffix in config.model.suffixes}}
+def perplexities(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The exponential of every sub-token's loss in nats: how many equally likely codes would cost as much."""
+    parts = [name for name in metrics if name.startswith("loss_")] or ["loss"]
+    return {name.replace("loss", "perplexity"): math.exp(min(metrics[name], _LARGEST)) for name in parts}
 
 
 def with_schedules(
@@ -36,7 +40,7 @@ def with_schedules(
         "learning_rate": optimizer.learning_rate * float(schedule(number - 1)),
         "weight_decay": float(cosine_weight_decay(number - 1, optimizer.weight_decay, end, total_steps)),
     }
-    return {**with_perplexities(config, means), **scheduled}
+    return {**means, **perplexities(means), **scheduled}
 
 
 def rates(config: GeneratorConfig, device: str, devices: int) -> dict[str, float]:

@@ -5,17 +5,15 @@ Shape legend: B batch, H/W pixels, T tokens, S sub-tokens per position.
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from voken_common.errors import CheckpointError
+from voken_common.data.generator_data import require_fitting_tokenizer, require_same_tokenizer
+from voken_common.generator_schema import GeneratorConfig
 from voken_common.tokens import join_ids
-from voken_common.transformer_schema import TransformerConfig
 from voken_jax.models.functional import Weights
 from voken_jax.quantization import encode_indices
 from voken_jax.sharding import batch_sharding, replicated
@@ -27,35 +25,22 @@ class FrozenTokenizer:
     """The tokenizer of a generator's configuration.
 
     Args:
-        checkpoint: whatever `Tokenizer.load` takes.
-        model: of the generator.
+        config: the generator's run.
         mesh: where images to be encoded are.
 
     Raises:
-        CheckpointError: no such checkpoint, or a codebook that is not the generator's.
+        CheckpointError: no such checkpoint, or not what the model is for.
+        DataError: it is not the tokenizer that made the shards.
     """
 
-    def __init__(self, checkpoint: str, model: TransformerConfig, mesh: Mesh):
-        self.tokenizer, self._model = Tokenizer.load(checkpoint), model
-        codes = math.prod(model.vocabularies)
-        if self.tokenizer.codebook_size != codes:
-            raise CheckpointError(
-                f"tokenizer {checkpoint} has {self.tokenizer.codebook_size} codes, model.vocabularies "
-                f"{list(model.vocabularies)} make {codes}: use the tokenizer that the generator is for, or change "
-                "model.vocabularies"
-            )
+    def __init__(self, config: GeneratorConfig, mesh: Mesh):
+        assert config.tokenizer is not None
+        self.tokenizer, self._model = Tokenizer.load(config.tokenizer), config.model
+        require_fitting_tokenizer(config, self.tokenizer.config)
+        require_same_tokenizer(config, self.tokenizer.fingerprint())
         self._mesh, self._network = mesh, build_autoencoder(self.tokenizer.config)
         self._weights: Weights | None = None
         self._program = jax.jit(self._tokens, out_shardings=batch_sharding(mesh))
-
-    def require_size(self, image_size: int) -> None:
-        """Raise CheckpointError unless images of this side become `model.grid` tokens a side."""
-        side = self._model.grid * self.tokenizer.downsampling
-        if image_size != side:
-            raise CheckpointError(
-                f"data.images.image_size is {image_size}; model.grid {self._model.grid} with the tokenizer's "
-                f"{self.tokenizer.downsampling} pixels per token expects {side}"
-            )
 
     def encode(self, images: Float[Array, "B H W 3"]) -> Int[Array, "B T S"]:
         """Tokens of images in [-1, 1], which are split over the mesh by samples."""

@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt
 
 from voken_common.generator_schema import GeneratorConfig
-from voken_common.transformer_schema import TransformerConfig
 from voken_jax.models.functional import Network, Weights
 from voken_jax.models.stacked import bind_stacked, stack_layers
 from voken_jax.sharding import batch_sharding, replicated, with_shardings
@@ -82,12 +81,6 @@ def create_generator_state(
     abstract = abstract_generator_state(config, network, optimizer, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(lambda: init_generator_state(config, network, optimizer), out_shardings=shardings)()
-
-
-def suffixes(model: TransformerConfig) -> tuple[str, ...]:
-    """What follows a metric's name for each sub-token."""
-    parts = len(model.vocabularies)
-    return ("",) if parts == 1 else tuple(f"_{part}" for part in range(parts))
 
 
 def token_losses(

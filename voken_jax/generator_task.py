@@ -8,10 +8,10 @@ import logging
 import jax
 import numpy as np
 
-from voken_common.flops import peak_flops, sample_flops
+from voken_common import generator_logs
 from voken_common.generator_schema import GeneratorConfig
 from voken_common.run_log import RunLog
-from voken_common.schedules import build_schedule, cosine_weight_decay
+from voken_common.schedules import build_schedule
 from voken_common.visual import grid
 from voken_jax.generator_data import GeneratorData
 from voken_jax.generator_step import (
@@ -20,9 +20,8 @@ from voken_jax.generator_step import (
     GeneratorStep,
     abstract_generator_state,
     create_generator_state,
-    suffixes,
 )
-from voken_jax.generator_validation import GeneratorValidator, perplexities, shown_labels
+from voken_jax.generator_validation import GeneratorValidator
 from voken_jax.models.functional import Weights
 from voken_jax.models.stacked import in_state, stack_layers, unstack_layers
 from voken_jax.optim import build_generator_optimizer
@@ -49,8 +48,8 @@ class GeneratorTask(Task):
         check_batch(config, self.mesh)
         self.data = GeneratorData(config, self.mesh)
         self.total_steps = config.training.steps or (config.training.epochs or 0) * per_epoch
-        self.shown = ("loss", *(f"accuracy{suffix}" for suffix in suffixes(config.model)))
-        self.rates = _rates(config, self.mesh.size)
+        self.shown = generator_logs.shown(config)
+        self.rates = generator_logs.rates(config, jax.devices()[0].device_kind, self.mesh.size)
         self.schedule = build_schedule(config, per_epoch, self.total_steps)
         self.network = build_generator_network(config)
         self.optimizer = build_generator_optimizer(config.optimizer, self.schedule, self.total_steps)
@@ -93,14 +92,7 @@ class GeneratorTask(Task):
 
     def logged(self, means: dict[str, float], number: int) -> dict[str, float]:
         """The means, perplexities of the mean losses, learning rate and weight decay."""
-        optimizer = self.config.optimizer
-        end = optimizer.weight_decay_end or optimizer.weight_decay
-        decay = cosine_weight_decay(number - 1, optimizer.weight_decay, end, self.total_steps)
-        scheduled = {
-            "learning_rate": optimizer.learning_rate * float(self.schedule(number - 1)),
-            "weight_decay": float(decay),
-        }
-        return {**means, **perplexities(means), **scheduled}
+        return generator_logs.with_schedules(self.config, means, self.schedule, number, self.total_steps)
 
     @property
     def validates(self) -> bool:
@@ -122,18 +114,6 @@ class GeneratorTask(Task):
         pictures, tokenizer = self.config.validation.pictures, self.data.tokenizer
         if tokenizer is None or not pictures:
             return
-        tokens = self.validator.sample(weights, shown_labels(pictures, self.config.model.classes))
+        tokens = self.validator.sample(weights, generator_logs.shown_labels(pictures, self.config.model.classes))
         if jax.process_index() == 0:
             log.picture(number, "samples", grid(tokenizer.decode(tokens)))
-
-
-def _rates(config: GeneratorConfig, devices: int) -> dict[str, float]:
-    """Tokens, and the share of what the devices can do, that one sample per second makes."""
-    rates = {"tokens_per_second": float(config.model.tokens)}
-    kind, dtype = jax.devices()[0].device_kind, config.precision.compute_dtype
-    peak = peak_flops(kind, dtype)
-    if peak is None:
-        logger.info("model FLOPs utilisation is not logged: no peak is known for %s in %s", kind, dtype)
-    else:
-        rates["model_flops_utilization"] = sample_flops(config.model) / (peak * devices)
-    return rates

@@ -5,8 +5,7 @@ Shape legend: B batch, T tokens, S sub-tokens per position.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +14,13 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
+from voken_common.generator_logs import perplexities
 from voken_common.generator_schema import GeneratorConfig
-from voken_jax.generator_step import Batch, suffixes
+from voken_jax.generator_step import Batch
 from voken_jax.models.functional import Network, Weights
 from voken_jax.models.stacked import bind_stacked, unstack_layers
 from voken_jax.sampling import generate
 from voken_jax.sharding import replicated
-
-_LARGEST = 700.0
-"""Its exponential is still finite."""
 
 
 class GeneratorValidator:
@@ -65,7 +62,7 @@ class GeneratorValidator:
             logits = bind_stacked(self._network, weights)(batch["tokens"], batch["labels"])
         total, mask = jnp.zeros((), logits[0].dtype), batch["mask"]
         sums: dict[str, Array] = {}
-        for number, (part, suffix) in enumerate(zip(logits, suffixes(self._config.model), strict=True)):
+        for number, (part, suffix) in enumerate(zip(logits, self._config.model.suffixes, strict=True)):
             target = batch["tokens"][..., number]
             losses = optax.softmax_cross_entropy_with_integer_labels(part, target)
             sums[f"loss{suffix}"] = (mask * losses.mean(axis=1)).sum()
@@ -76,14 +73,3 @@ class GeneratorValidator:
     def _generate(self, weights: Weights, labels: Array, keys: Array) -> Array:
         model = self._network.bind(unstack_layers(weights))
         return generate(model, labels, keys, self._config.sampling.settings())
-
-
-def perplexities(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The exponential of every sub-token's loss in nats: how many equally likely codes would cost as much."""
-    parts = [name for name in metrics if name.startswith("loss_")] or ["loss"]
-    return {name.replace("loss", "perplexity"): math.exp(min(metrics[name], _LARGEST)) for name in parts}
-
-
-def shown_labels(count: int, classes: int) -> Int[np.ndarray, " B"]:
-    """As many classes as there are samples, spread over all of them; each of them in turn if there are fewer."""
-    return (np.arange(count) * max(classes // max(count, 1), 1) % classes).astype(np.int32)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
-from voken_common.generator_logs import with_perplexities
+from voken_common.generator_logs import perplexities
 from voken_common.generator_schema import GeneratorConfig
 from voken_torch.device import Runtime
 from voken_torch.generator_step import Batch
@@ -47,7 +47,8 @@ class GeneratorValidator:
                 totals[name] = totals.get(name, 0.0) + value
         sums = dict(zip(totals, reduce_mean(torch.stack(list(totals.values()))).tolist(), strict=True))
         samples = sums.pop("samples")
-        return with_perplexities(self._config, {name: total / samples for name, total in sums.items()})
+        metrics = {name: total / samples for name, total in sums.items()}
+        return {**metrics, **perplexities(metrics)}
 
     def sample(self, network: Factorized | Adaptive, labels: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B T S"]:
         """Tokens of one sample per label, drawn as the configuration says; the same at every validation of a run."""
