@@ -13,11 +13,12 @@ CHECKED := $(wildcard voken_common voken_jax voken_torch scripts tests)
 TYPED := $(wildcard voken_common voken_jax voken_torch)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart quickstart-ibq test test-slow parity lint typecheck format bench clean
+.PHONY: help venv quickstart quickstart-ibq quickstart-generator test test-slow parity lint typecheck format bench clean
 
 help:
 	@echo 'make quickstart      train a small LFQ tokenizer on photographs and reconstruct held-out ones (minutes, CPU)'
 	@echo 'make quickstart-ibq  the same with IBQ'
+	@echo 'make quickstart-generator  train a small generator on its tokens and draw samples of every photograph'
 	@echo 'make test            tests, without those marked slow or large (test-slow runs those; parity the golden cases)'
 	@echo 'make lint typecheck  ruff and mypy; make format rewrites'
 	@echo 'make bench           every benchmark of scripts/'
@@ -37,6 +38,9 @@ quickstart: $(READY)
 
 quickstart-ibq:
 	@$(MAKE) --no-print-directory quickstart CONFIG=configs/quickstart_ibq.yaml
+
+quickstart-generator: $(READY)
+	@$(RUN) scripts/quickstart_generator.py $(ARGS)
 
 test: $(READY)
 	$(RUN) -m pytest -n $(WORKERS) -m 'not slow and not large' $(ARGS)
