@@ -29,7 +29,7 @@ import tqdm
 from voken_common.data import storage
 from voken_common.data.errors import DataError
 from voken_common.data.tar_check import IMAGE_KEYS, CheckOptions, TarReport, check_tar
-from voken_common.data.tar_index import INDEX_SUFFIX, write_index
+from voken_common.data.tar_index import INDEX_SUFFIX, IndexColumns, IndexedTar
 from voken_common.data.workers import initialize_worker
 from voken_common.files import replacing
 
@@ -82,26 +82,19 @@ def prepare_set(
       DataError: a tar cannot be read, or no image is good.
       OSError: the output cannot be written.
     """
-    parts = output / f"{folder.name}.parts"
-    reports = []
-    todo = []
-    for name, info in folder.tars.items():
-        path = storage.join(folder.location, name)
-        report = _finished(parts / f"{name}.json", path, info, options)
-        if report is None:
-            todo.append(path)
-        else:
-            reports.append(report)
+    paths = {name: storage.join(folder.location, name) for name in folder.tars}
+    parts = {name: output / f"{folder.name}.parts" / f"{name}.json" for name in folder.tars}
+    todo = [name for name in folder.tars if not _is_finished(parts[name], paths[name], folder.tars[name], options)]
     total = sum(info.size for info in folder.tars.values())
-    left = sum(folder.tars[os.path.basename(path)].size for path in todo)
-    bar = tqdm.tqdm(total=total, initial=total - left, unit="B", unit_scale=True, desc=folder.name)
-    with bar:
-        for report in _check_all(todo, options, workers):
-            _write_json(parts / f"{report.name}.json", _part(report, options), compact=True)
-            reports.append(report)
+    left = sum(folder.tars[name].size for name in todo)
+    good = bad = 0
+    with tqdm.tqdm(total=total, initial=total - left, unit="B", unit_scale=True, desc=folder.name) as bar:
+        for report in _check_all([paths[name] for name in todo], options, workers):
+            _write_json(parts[report.name], _part(report, options), compact=True)
+            good, bad = good + len(report.good), bad + len(report.bad)
+            bar.set_postfix(good=good, bad=bad, refresh=False)
             bar.update(folder.tars[report.name].size)
-            bar.set_postfix(images=sum(len(r.good) for r in reports), bad=sum(len(r.bad) for r in reports))
-    return _write_outputs(folder, output, sorted(reports, key=lambda report: report.name), options, damaged_tars)
+    return _write_outputs(folder, output, parts, options, refuse_damaged=damaged_tars == "refuse")
 
 
 def _check_all(paths: Sequence[str], options: CheckOptions, workers: int) -> Iterator[TarReport]:
@@ -144,45 +137,63 @@ def _part(report: TarReport, options: CheckOptions) -> dict[str, Any]:
     return {"version": _PART_VERSION, "options": dataclasses.asdict(options), "report": report.to_json()}
 
 
-def _finished(part: Path, path: str, info: storage.FileInfo, options: CheckOptions) -> TarReport | None:
-    """The report of an earlier run, if it is about this tar as it is and these options."""
+def _is_finished(part: Path, path: str, info: storage.FileInfo, options: CheckOptions) -> bool:
+    """Whether an earlier run has checked this tar as it is, with these options."""
     try:
         values = json.loads(part.read_text(encoding="utf-8"))
         if values["version"] != _PART_VERSION or values["options"] != dataclasses.asdict(options):
-            return None
-        report = TarReport.from_json(values["report"])
-        return report if report.fingerprint.change(path, info) is None else None
+            return False
+        return TarReport.from_json(values["report"]).fingerprint.change(path, info) is None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # Whatever is wrong with it, checking the tar again mends it.
-        return None
+        return False
 
 
 def _write_outputs(
-    folder: TarFolder, output: Path, reports: list[TarReport], options: CheckOptions, damaged_tars: str
+    folder: TarFolder, output: Path, parts: dict[str, Path], options: CheckOptions, *, refuse_damaged: bool
 ) -> dict[str, Any]:
-    damaged = {storage.join(folder.location, report.name): report.damage for report in reports if report.damage}
-    kept = [report for report in reports if not (report.damage and damaged_tars == "refuse")]
-    good = sum(len(report.good) for report in kept)
+    damaged: dict[str, str] = {}
+    bad: dict[str, dict[str, str]] = {}
+    samples: dict[str, int] = {}
+    images = 0
+
+    def kept() -> Iterator[IndexedTar]:
+        # One part at a time: all of them together may be larger than memory.
+        nonlocal images
+        for name, part in parts.items():
+            report = TarReport.from_json(json.loads(part.read_text(encoding="utf-8"))["report"])
+            images += len(report.good) + len(report.bad)
+            if report.bad:
+                bad[name] = report.bad
+            if report.damage:
+                damaged[storage.join(folder.location, name)] = report.damage
+            if not (report.damage and refuse_damaged):
+                samples[name] = len(report.good)
+                yield report.indexed
+
+    columns = IndexColumns()
+    for tar in kept():
+        columns.add(tar)
     summary = {
         "set": folder.name,
         "location": folder.location,
         "options": dataclasses.asdict(options),
-        "tars": len(reports),
-        "images": sum(len(report.good) + len(report.bad) for report in reports),
-        "good": good,
-        "damaged_tars_are": "kept up to the damage" if damaged_tars == "keep" else "left out",
+        "tars": len(parts),
+        "images": images,
+        "good": sum(samples.values()),
+        "damaged_tars_are": "left out" if refuse_damaged else "kept up to the damage",
         "damaged_tars": damaged,
-        "bad": {report.name: report.bad for report in reports if report.bad},
+        "bad": bad,
     }
     _write_json(output / f"{folder.name}.report.json", summary)
-    if not good:
+    if not summary["good"]:
         raise DataError(
-            f"no good image in the {len(reports)} tars of {folder.location}; looked for members that end in "
+            f"no good image in the {len(parts)} tars of {folder.location}; looked for members that end in "
             f"{', '.join('.' + key for key in IMAGE_KEYS)}. {_reasons(summary)}"
         )
-    _write_json(output / f"{folder.name}.samples.json", {report.name: len(report.good) for report in kept})
-    _write_json(output / f"{folder.name}.filter_keys.json", {report.name: sorted(report.bad) for report in kept})
-    write_index(output / f"{folder.name}{INDEX_SUFFIX}", folder.location, [report.indexed for report in kept])
+    _write_json(output / f"{folder.name}.samples.json", samples)
+    _write_json(output / f"{folder.name}.filter_keys.json", {name: sorted(bad.get(name, ())) for name in samples})
+    columns.write(output / f"{folder.name}{INDEX_SUFFIX}", folder.location)
     return summary
 
 

@@ -64,30 +64,49 @@ class IndexedTar:
     members: Sequence[TarMember]
 
 
-def write_index(path: str | Path, location: str, tars: Sequence[IndexedTar]) -> None:
-    """Write the index of the tars of a folder or URL.
+class IndexColumns:
+    """The contents of an index while it is made, tar by tar."""
 
-    Raises:
-      OSError: it cannot be written.
-    """
-    members = [member for tar in tars for member in tar.members]
-    name_bytes, name_ends = pack_strings(member.name for member in members)
-    arrays: dict[str, np.ndarray] = {
-        "first": np.cumsum([0, *(len(tar.members) for tar in tars)], dtype=np.int64),
-        "start": np.array([member.start for member in members], np.int64),
-        "size": np.array([member.size for member in members], np.uint32),
-        "header_crc": np.array([member.header_crc for member in members], np.uint32),
-        "name_bytes": name_bytes,
-        "name_ends": name_ends,
-        "tar_size": np.array([tar.fingerprint.size for tar in tars], np.int64),
-        "tar_modified": np.array([tar.fingerprint.modified for tar in tars], np.int64),
-        "tar_head_crc": np.array([tar.fingerprint.head_crc for tar in tars], np.uint32),
-    }
-    write_arrays(path, arrays, {"version": _VERSION, "location": location, "tars": [tar.name for tar in tars]})
+    def __init__(self) -> None:
+        self._tars: list[tuple[str, Fingerprint, int]] = []
+        self._start: list[np.ndarray] = []
+        self._size: list[np.ndarray] = []
+        self._header_crc: list[np.ndarray] = []
+        self._names: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def add(self, tar: IndexedTar) -> None:
+        """Append a tar."""
+        self._tars.append((tar.name, tar.fingerprint, len(tar.members)))
+        self._start.append(np.array([member.start for member in tar.members], np.int64))
+        self._size.append(np.array([member.size for member in tar.members], np.uint32))
+        self._header_crc.append(np.array([member.header_crc for member in tar.members], np.uint32))
+        self._names.append(pack_strings(member.name for member in tar.members))
+
+    def write(self, path: str | Path, location: str) -> None:
+        """Write the index of the tars, which are in this folder or at this URL; at least one.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        lengths = [np.diff(ends, prepend=0) for _, ends in self._names]
+        prints = [fingerprint for _, fingerprint, _ in self._tars]
+        arrays: dict[str, np.ndarray] = {
+            "first": np.cumsum([0, *(count for _, _, count in self._tars)], dtype=np.int64),
+            "start": np.concatenate(self._start),
+            "size": np.concatenate(self._size),
+            "header_crc": np.concatenate(self._header_crc),
+            "name_bytes": np.concatenate([data for data, _ in self._names]),
+            "name_ends": np.cumsum(np.concatenate(lengths), dtype=np.int64),
+            "tar_size": np.array([entry.size for entry in prints], np.int64),
+            "tar_modified": np.array([entry.modified for entry in prints], np.int64),
+            "tar_head_crc": np.array([entry.head_crc for entry in prints], np.uint32),
+        }
+        about = {"version": _VERSION, "location": location, "tars": [name for name, _, _ in self._tars]}
+        write_arrays(path, arrays, about)
 
 
 class TarIndex:
-    """An opened index; see `write_index`.
+    """An opened index.
 
     Args:
       path: the `.index` file.
