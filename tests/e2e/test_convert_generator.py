@@ -19,7 +19,7 @@ from tests.e2e.tiny import TINY, quantized_by
 from tests.e2e.tiny_generator import ADAPTIVE, FACTORIZED, generator_config, generator_mapping, write_shards
 from voken_common import published, torch_pickle
 from voken_common.checkpoints import Meta, Progress
-from voken_common.config import validate_any
+from voken_common.config import load_any_config, validate_any
 from voken_common.conversion import matching
 from voken_common.data.token_pipeline import build_token_iterator
 from voken_common.errors import CheckpointError
@@ -179,6 +179,7 @@ def test_both_frameworks_draw_the_same_images(orbax, tmp_path):
     np.testing.assert_allclose(ours.images, theirs.images.movedim(1, -1), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_verify_finds_a_difference(orbax, tmp_path, monkeypatch, capsys):
     original, count = run.read, []
 
@@ -358,20 +359,24 @@ GENERATORS = [model for model in published.MODELS if model.family == "generator"
 
 
 @pytest.mark.parametrize("model", GENERATORS, ids=lambda model: model.full_name)
-def test_published_generators_and_their_tokenizers_are_recognised(model):
+def test_published_generators_are_recognised(model):
     contents = published_contents(model.full_name)
     config = matching.find_config(contents, manifest_of)
     assert (config.kind, config.name) == ("generator", model.name)
     assert config.model.network == ("adaptive" if model.project == "IBQ" else "factorized")
-    expected = matching.published_tokenizer(config)
-    assert expected == model.tokenizer
-    if model.name.endswith("_B"):
-        stage = contents.first_stage
-        with pytest.raises(CheckpointError, match=r"fits 2 published models(?s:.*)--tokenizer-config (pre|imagenet)"):
-            matching.find_config(stage, run.manifest_of, option="--tokenizer-config")
-        tokenizer = matching.find_config(stage, run.manifest_of, expected)
-        assert tokenizer.name == model.tokenizer
-        assert tokenizer.quantizer.codebook_size == math.prod(config.model.vocabularies)
+    assert matching.published_tokenizer(config) == model.tokenizer
+
+
+@pytest.mark.parametrize("project", ["IBQ", pytest.param("Open-MAGVIT2", marks=pytest.mark.slow)])
+def test_tokenizers_of_published_generators_are_recognised(project):
+    model = published.find(f"{project}/imagenet_conditional_llama_B")
+    stage = published_contents(model.full_name).first_stage
+    with pytest.raises(CheckpointError, match=r"fits 2 published models(?s:.*)--tokenizer-config (pre|imagenet)"):
+        matching.find_config(stage, run.manifest_of, option="--tokenizer-config")
+    tokenizer = matching.find_config(stage, run.manifest_of, model.tokenizer)
+    assert tokenizer.name == model.tokenizer
+    config = load_any_config(published.config_file(model))
+    assert tokenizer.quantizer.codebook_size == math.prod(config.model.vocabularies)
 
 
 def test_several_generators_that_fit_are_listed(monkeypatch):
