@@ -60,6 +60,23 @@ def test_side_by_side():
     np.testing.assert_array_equal(labelled[:8], picture[:8])
 
 
+def test_a_wall_has_a_row_per_class():
+    originals = np.full((2, 4, 4, 3), 10, np.uint8)
+    samples = np.stack([np.full((3, 4, 4, 3), 100 * (row + 1), np.uint8) for row in range(2)])
+    wall = visual.class_wall(["a", "b"], originals, samples, zoom=2)
+    caption = 15
+    gap, cell = visual.GAP, 4
+    width = 2 * cell + 6 * gap + 2 * (3 * cell + 2 * gap)
+    assert wall.shape == (2 * (2 * cell + caption) + gap, width, 3)
+    for row in range(2):
+        strip = wall[row * (2 * cell + caption + gap) :][: 2 * cell]
+        assert (strip[:, : 2 * cell] == 10).all()
+        assert (strip[:, 2 * cell : 2 * cell + 6 * gap] == 255).all()
+        assert (strip[:, -2 * cell :] == 100 * (row + 1)).all()
+    with pytest.raises(ValueError, match="1 names, 2 originals, 2 rows of samples; expected as many of each"):
+        visual.class_wall(["a"], originals, samples)
+
+
 def test_pictures_say_what_is_wrong():
     with pytest.raises(ValueError, match="2 originals, 1 reconstructions; expected as many"):
         visual.side_by_side([plain(RED)] * 2, [plain(RED)])
