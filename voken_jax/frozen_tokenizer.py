@@ -45,7 +45,9 @@ class FrozenTokenizer:
     def encode(self, images: Float[Array, "B H W 3"]) -> Int[Array, "B T S"]:
         """Tokens of images in [-1, 1], which are split over the mesh by samples."""
         if self._weights is None:
-            self._weights = jax.device_put(self.tokenizer.weights, replicated(self._mesh))
+            # From the host: devices of other processes take no array of this one's.
+            local = {name: np.asarray(weight) for name, weight in self.tokenizer.weights.items()}
+            self._weights = jax.device_put(local, replicated(self._mesh))
         return self._program(self._weights, images)
 
     def decode(self, tokens: Int[np.ndarray, "B T S"]) -> Float[np.ndarray, "B H W 3"]:

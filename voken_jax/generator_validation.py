@@ -54,8 +54,7 @@ class GeneratorValidator:
 
     def sample(self, weights: Weights, labels: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B T S"]:
         """Tokens of one sample per label, drawn as the configuration says; the same at every validation of a run."""
-        keys = jax.random.split(jax.random.key(self._config.seed), len(labels))
-        return np.asarray(self._sampler(weights, np.asarray(labels, np.int32), keys))
+        return np.asarray(self._sampler(weights, np.asarray(labels, np.int32)))
 
     def _sums(self, weights: Weights, batch: Batch) -> dict[str, Array]:
         with jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):
@@ -70,6 +69,7 @@ class GeneratorValidator:
             total = total + sums[f"loss{suffix}"]
         return {"loss": total, **sums, "samples": mask.sum()}
 
-    def _generate(self, weights: Weights, labels: Array, keys: Array) -> Array:
+    def _generate(self, weights: Weights, labels: Array) -> Array:
+        keys = jax.random.split(jax.random.key(self._config.seed), labels.shape[0])
         model = self._network.bind(unstack_layers(weights))
         return generate(model, labels, keys, self._config.sampling.settings())
