@@ -4,8 +4,9 @@
 
 JPEGs are generated, then read from the page cache, so that decoding and what comes after it is measured, not a disk.
 The contenders take turns for several rounds, each with the same number of worker processes; a round skips what was
-prepared while a contender waited. Given are the median of images per second, the processor time per image of the main
-process and all workers together, which other programs disturb least, and medians of the ratios within each round.
+prepared while a contender waited. Given are medians over the rounds of the images per second, of the processor time
+per image of the main process and the workers together, and of ratios within a round. On a busy machine the processor
+time is the better guide (`..._by_cpu`): what a program gets done in a second also depends on how many processes it has.
 
 `decode` gives the JPEG as RGB bytes at full size and nothing else; `decode to target` also resizes and crops, which
 is all of the work that a pipeline cannot avoid. The last line is one JSON object. Needs Linux (/proc).
@@ -20,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,8 @@ def write_tars(paths: list[str], folder: Path) -> str:
 def write_tfds(paths: list[str], folder: Path) -> None:
     """The same files as a TFDS data set in array_record."""
     import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
 
     class VokenBenchmark(tfds.core.GeneratorBasedBuilder):
         """JPEGs."""
@@ -165,25 +168,40 @@ def dataloader(paths: list[str], target: int, batch: int, workers: int) -> Itera
     return itertools.chain.from_iterable(itertools.repeat(loader))
 
 
-def processor_seconds() -> float:
-    """Processor time so far of this process and its children that are alive."""
+def children() -> set[int]:
+    """Processes that this one has started and that are alive."""
+    return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
+
+
+def processor_seconds(pids: set[int]) -> float:
+    """Processor time so far of this process and of those."""
     total = 0.0
-    for pid in [os.getpid(), *(child.pid for child in multiprocessing.active_children())]:
+    for pid in [os.getpid(), *pids]:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         total += (int(fields[11]) + int(fields[12])) / _TICKS
     return total
 
 
-def take(batches: Iterable[Any], skip: int, count: int, batch: int) -> tuple[float, float]:
-    """Images per second and processor milliseconds per image of `count` batches after the first `skip`."""
-    iterator = iter(batches)
-    for _ in range(skip):
-        next(iterator)
-    start, processor = time.perf_counter(), processor_seconds()
-    for _ in range(count):
-        next(iterator)
-    seconds, used = time.perf_counter() - start, processor_seconds() - processor
-    return count * batch / seconds, used * 1e3 / (count * batch)
+class Contender:
+    """Something that gives batches, and the processes that it started for them."""
+
+    def __init__(self, start: Callable[[], Any]):
+        before = children()
+        self.batches = start()
+        if not callable(self.batches):
+            next(self.batches)
+        self.pids = children() - before
+
+    def take(self, skip: int, count: int, batch: int) -> tuple[float, float]:
+        """Images per second and processor milliseconds per image of `count` batches after the first `skip`."""
+        iterator = self.batches(skip + count) if callable(self.batches) else self.batches
+        for _ in range(skip):
+            next(iterator)
+        start, processor = time.perf_counter(), processor_seconds(self.pids)
+        for _ in range(count):
+            next(iterator)
+        seconds, used = time.perf_counter() - start, processor_seconds(self.pids) - processor
+        return count * batch / seconds, used * 1e3 / (count * batch)
 
 
 def single_process(paths: list[str], target: int) -> dict[str, float]:
@@ -221,37 +239,40 @@ def contend(args: argparse.Namespace, folder: Path) -> dict[str, list[tuple[floa
         write_tfds(paths, folder / "tfds")
         names = {"name": "voken_benchmark", "data_dir": str(folder / "tfds"), "label_key": None}
         sources["pipeline, array_record"] = TFDSConfig(split="train", **names)
-    # Forked, as on Linux it is by default, and before Grain has threads.
-    endless = {"torch DataLoader": dataloader(paths, target, batch, workers)}
-    next(endless["torch DataLoader"])
-    for name, source in sources.items():
-        endless[name] = pipeline(source, target, batch, workers)
-    if args.reduced:
-        endless["pipeline, folder, reduced"] = pipeline(images, target, batch, workers, reduced_jpeg_decode=True)
     count = max(1, args.files // (args.rounds * batch))
     # What Grain (three batches per worker) and the DataLoader (two) prepare while others have their turn.
     skip = 4 * workers + 2
     results: dict[str, list[tuple[float, float]]] = {}
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        decoders = {"decode": decoding(paths, batch, pool, None)}
-        decoders["decode to target"] = decoding(paths, batch, pool, target)
+    # Forked, as on Linux it is by default, and before Grain has threads.
+    contenders = {"torch DataLoader": Contender(lambda: dataloader(paths, target, batch, workers))}
+    pools = [multiprocessing.get_context("spawn").Pool for _ in range(2)]
+    with pools[0](workers) as full, pools[1](workers) as scaled:
+        for name, pool, side in (("decode", full, None), ("decode to target", scaled, target)):
+            contenders[name] = Contender(lambda pool=pool, side=side: decoding(paths, batch, pool, side))
+            contenders[name].pids = {process.pid for process in pool._pool}  # type: ignore[attr-defined]
+        for name, source in sources.items():
+            contenders[name] = Contender(lambda source=source: pipeline(source, target, batch, workers))
+        if args.reduced:
+            contenders["pipeline, folder, reduced"] = Contender(
+                lambda: pipeline(images, target, batch, workers, reduced_jpeg_decode=True)
+            )
         for number in range(args.rounds + 1):
-            for name in [*decoders, *endless]:
-                batches = decoders[name](skip + count) if name in decoders else endless[name]
+            for name, contender in contenders.items():
                 # The first round warms up: processes start and caches fill.
-                found = take(batches, skip, count if number else 1, batch)
+                found = contender.take(skip, count if number else 1, batch)
                 if number:
                     results.setdefault(name, []).append(found)
-    for name in endless:
-        if hasattr(endless[name], "close"):
-            endless[name].close()  # type: ignore[attr-defined]
+        for contender in contenders.values():
+            if hasattr(contender.batches, "close"):
+                contender.batches.close()
     return results
 
 
-def ratio(results: dict[str, list[tuple[float, float]]], first: str, second: str) -> float:
-    """Median over the rounds of the speed of one contender relative to another in the same round."""
-    pairs = zip(results[first], results[second], strict=True)
-    return statistics.median(one[0] / two[0] for one, two in pairs)
+def ratios(results: dict[str, list[tuple[float, float]]], first: str, second: str) -> tuple[float, float]:
+    """How fast a contender is relative to another, and how little processor time it takes: medians over the rounds."""
+    pairs = list(zip(results[first], results[second], strict=True))
+    faster = statistics.median(one[0] / two[0] for one, two in pairs)
+    return round(faster, 3), round(statistics.median(two[1] / one[1] for one, two in pairs), 3)
 
 
 def report(args: argparse.Namespace, stages: dict[str, float], results: dict[str, list[tuple[float, float]]]) -> None:
@@ -267,7 +288,7 @@ def report(args: argparse.Namespace, stages: dict[str, float], results: dict[str
         costs[name] = statistics.median(cost for _, cost in found)
         print(f"{name:32} {rates[name]:10.0f} {costs[name]:13.2f}")
     ours = "pipeline, folder"
-    summary = {
+    summary: dict[str, Any] = {
         "files": args.files,
         "size": f"{width}x{height}",
         "target": args.target,
@@ -277,12 +298,14 @@ def report(args: argparse.Namespace, stages: dict[str, float], results: dict[str
         "stages": {name: round(rate, 1) for name, rate in stages.items()},
         "images_per_second": {name: round(rate, 1) for name, rate in rates.items()},
         "cpu_ms_per_image": {name: round(cost, 3) for name, cost in costs.items()},
-        "pipeline_vs_dataloader": round(ratio(results, ours, "torch DataLoader"), 3),
-        "pipeline_vs_decode": round(ratio(results, ours, "decode"), 3),
-        "pipeline_vs_decode_to_target": round(ratio(results, ours, "decode to target"), 3),
     }
+    for other in ("torch DataLoader", "decode", "decode to target"):
+        key = f"pipeline_vs_{other.removeprefix('torch ').lower().replace(' ', '_')}"
+        summary[key], summary[f"{key}_by_cpu"] = ratios(results, ours, other)
     if args.reduced:
-        summary["reduced_vs_decode"] = round(ratio(results, f"{ours}, reduced", "decode"), 3)
+        summary["reduced_vs_decode"], summary["reduced_vs_decode_by_cpu"] = ratios(
+            results, f"{ours}, reduced", "decode"
+        )
     print(json.dumps(summary))
 
 
