@@ -39,7 +39,7 @@ FAULTS = (
     Fault("flipped bit in an array", files.flipped_array, quick=True),
     Fault("truncated array", files.truncated_array),
     Fault("damaged metadata", files.damaged_metadata),
-    Fault("damaged meta", files.damaged_meta, quick=True),
+    Fault("damaged meta", files.damaged_meta),
     Fault("damaged data position", files.damaged_position, quick=True),
     Fault("damaged checksums", files.damaged_checksums),
     Fault("damaged step asked for", files.asked_for, quick=True),
@@ -48,11 +48,11 @@ FAULTS = (
     Fault("full disk", files.full_disk, quick=True),
     Fault("full disk by limit", files.full_disk_by_limit),
     Fault("read-only directory", files.read_only),
-    Fault("clock backwards", files.clock_backwards, quick=True),
+    Fault("clock backwards", files.clock_backwards),
     Fault("two runs", files.two_runs),
     Fault("held directory", files.lock_in_process, quick=True),
     Fault("damaged images", inputs.damaged_images),
-    Fault("NaN batch", inputs.not_finite, quick=True),
+    Fault("NaN batch", inputs.not_finite),
     Fault("NaN batches skipped", inputs.skipped),
 )
 

@@ -230,7 +230,10 @@ def remove_half_written(folder: Path) -> None:
 
 def failed_write(step: int, folder: Path, error: Exception, intact: list[int]) -> CheckpointError:
     """The error for a step that could not be written."""
-    reason = " ".join(str(error).split())[:300]
+    reason = " ".join(str(error).split())
+    if len(reason) > 400:
+        # What the system said stands at the end of what libraries make of it.
+        reason = f"{reason[:150]} ... {reason[-200:]}"
     stat = os.statvfs(folder) if folder.is_dir() else None
     free = f"{stat.f_bavail * stat.f_frsize / 2**30:.2f} GiB are free there" if stat else "the folder is gone"
     return CheckpointError(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint._src.metadata import array_metadata_store
 from orbax.checkpoint._src.path import atomicity
 
 from voken_common import integrity
@@ -15,6 +19,21 @@ from voken_jax.ocdbt import stored_arrays
 
 _STILL_CHANGING = ("_CHECKPOINT_METADATA", "commit_success.txt")
 """Orbax writes the time of the last rename into these; nothing is read from them."""
+
+
+def _write_small_arrays_whole() -> None:
+    """Orbax cuts each array into a piece per device that has a copy; for small ones that costs more than it saves."""
+    handler = ocp.type_handlers.ArrayHandler(
+        min_slice_bytes_for_replica_parallel=1 << 20, array_metadata_store=array_metadata_store.Store()
+    )
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+    log.setLevel(level)
+
+
+_write_small_arrays_whole()
 
 
 class SealedPath(atomicity.AtomicRenameTemporaryPath):

@@ -272,7 +272,7 @@ def lock_in_process(framework: Framework) -> str:
     workdir = interrupted(framework, "locked")
     with RunLock(workdir):
         framework.run(workdir).must(2, "is in use by another run", f"process {os.getpid()} on ")
-    continues(framework, workdir, step=NEWEST)
+    require(framework.steps(workdir)[-1] == NEWEST, "a step was written")
     return "held by this process"
 
 

@@ -200,7 +200,7 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], se
     deadline = time.monotonic() + seconds
     while not condition():
         if process.poll() is not None:
-            raise Failed(f"it ended with status {process.returncode} too early: {finish(process).text[-400:]}")
+            raise Failed(f"it ended with status {process.returncode} too early: {finish(process).text[-1000:]}")
         if time.monotonic() > deadline:
             kill(process)
             raise Failed(f"it did not come so far in {seconds} s")

@@ -12,6 +12,7 @@ from pathlib import Path
 from faults.frameworks import (
     DEVICES,
     STEPS,
+    Failed,
     Framework,
     Result,
     finish,
@@ -108,11 +109,25 @@ def start_two(
     ]
 
 
+def start_at_step_four(framework: Framework, workdir: Path, *overrides: str) -> list[subprocess.Popen[str]]:
+    """Two processes of one run that have come so far; Gloo gives up after 30 s, which a busy machine may need."""
+    for attempt in range(3):
+        processes = start_two(framework, workdir, *overrides, SLOW)
+        try:
+            wait_for(lambda processes=processes: heartbeat(workdir).get("step", 0) >= 4, processes[0])
+            return processes
+        except Failed as error:
+            for process in processes:
+                kill(process)
+            if attempt == 2 or "Gloo context initialization failed" not in str(error):
+                raise
+    raise AssertionError
+
+
 def lost_process(framework: Framework) -> str:
     """One of two processes is killed: the other ends with an error, soon, and the run can go on."""
     workdir = framework.scratch / "lost"
-    processes = start_two(framework, workdir, "training.steps=100000", SLOW)
-    wait_for(lambda: heartbeat(workdir).get("step", 0) >= 4, processes[0])
+    processes = start_at_step_four(framework, workdir, "training.steps=100000")
     if framework.name == "torch":
         victim = _workers(processes[0].pid)[-1]
         os.kill(victim, signal.SIGKILL)
@@ -135,8 +150,7 @@ def lost_process(framework: Framework) -> str:
 def terminated_together(framework: Framework) -> str:
     """SIGTERM to one of two processes stops both at the same step, saved."""
     workdir = framework.scratch / "together"
-    processes = start_two(framework, workdir, "training.steps=100000", "checkpoint.every=100000", SLOW)
-    wait_for(lambda: heartbeat(workdir).get("step", 0) >= 4, processes[0])
+    processes = start_at_step_four(framework, workdir, "training.steps=100000", "checkpoint.every=100000")
     target = _workers(processes[0].pid)[-1] if framework.name == "torch" else processes[1].pid
     os.kill(target, signal.SIGTERM)
     results = [finish(process) for process in processes]

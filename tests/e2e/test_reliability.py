@@ -1,0 +1,199 @@
+"""What a run must survive in both frameworks: stops between logged steps, batches that are not finite, lost bytes."""
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+from tests.e2e.conftest import record_batches
+from tests.e2e.test_torch_train import assert_same_content
+from tests.e2e.test_train import assert_same_state, restored
+from tests.e2e.tiny import quantized_by, write
+from voken_common.checkpoints import Progress
+from voken_common.config import load_config
+from voken_common.data.pipeline import TrainIterator
+from voken_common.errors import CheckpointError, DamagedError, NonFiniteError
+from voken_common.run_log import RunLog
+from voken_jax import checkpoint as jax_checkpoint
+from voken_jax import replay as jax_replay
+from voken_jax import trainer as jax_trainer
+from voken_jax.checkpoint import find_step as jax_step
+from voken_jax.tokenizer import Tokenizer
+from voken_torch import checkpoint as torch_checkpoint
+from voken_torch import replay as torch_replay
+from voken_torch import trainer as torch_trainer
+from voken_torch.tokenizer import Tokenizer as TorchTokenizer
+
+TRAINERS = {"jax": jax_trainer, "torch": torch_trainer}
+CHECKPOINTS = {"jax": jax_checkpoint, "torch": torch_checkpoint}
+REPLAYS = {"jax": jax_replay, "torch": torch_replay}
+SMALL = (
+    "data.validation=null",
+    "training.log_every=4",
+    "checkpoint.every=3",
+    "checkpoint.keep_best=0",
+    "health.max_skipped=2",
+)
+FRAMEWORKS = pytest.mark.parametrize("framework", ["jax", "torch"])
+
+
+def small(folder):
+    """One configuration for all, so that it is compiled once."""
+    return load_config(write(folder, quantized_by("vq")), SMALL)
+
+
+@contextlib.contextmanager
+def logging_to(logged):
+    """Collect (step, values) of training metrics."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunLog, "training", lambda log, step, values, shown: logged.append((step, dict(values))))
+        yield
+
+
+def assert_same_end(framework, left, right, config):
+    if framework == "jax":
+        (a, position), (b, expected) = restored(left, config), restored(right, config)
+        assert_same_state(a, b)
+        assert position == expected
+    else:
+        find, read = torch_checkpoint.find_step, torch_checkpoint.read
+        left, right = (dict(read(find(workdir))) for workdir in (left, right))
+        for content in (left, right):
+            del content["config"], content["progress"]
+        assert_same_content(left, right)
+
+
+@FRAMEWORKS
+def test_means_go_on_where_a_stop_interrupted_them(framework, undisturbed, tmp_path, monkeypatch):
+    expected, config, whole = undisturbed(framework)
+    parts, taken, advance, train = [], [], RunLog.advance, TRAINERS[framework].train
+
+    def interrupted(log):
+        advance(log)
+        taken.append(1)
+        if len(taken) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch, logging_to(parts):
+        patch.setattr(RunLog, "advance", interrupted)
+        assert train(config, tmp_path / "parts") == {}
+        assert parts == [], "no mean over a part of the steps is logged"
+        progress = CHECKPOINTS[framework].read_meta(CHECKPOINTS[framework].find_step(tmp_path / "parts")).progress
+        assert {count for _, count, _ in progress.averages.values()} == {2}
+        train(config, tmp_path / "parts")
+    assert [step for step, _ in whole] == [4, 6]
+    assert parts == whole
+    assert_same_end(framework, tmp_path / "parts", expected, config)
+    assert json.loads((tmp_path / "parts" / "heartbeat.json").read_text())["phase"] == "finished"
+
+
+@FRAMEWORKS
+def test_skipped_batches_are_as_if_never_drawn(framework, tmp_path, monkeypatch, caplog):
+    config, train = small(tmp_path), TRAINERS[framework].train
+    original, spoiled, logged = TrainIterator.__next__, (2, 5), []
+
+    def without(iterator):
+        batch = original(iterator)
+        without.count += 1
+        return without(iterator) if without.count in spoiled else batch
+
+    with monkeypatch.context() as patch, logging_to(logged):
+        without.count = 0
+        patch.setattr(TrainIterator, "__next__", without)
+        train(config, tmp_path / "without")
+    expected, logged = logged, []
+    with monkeypatch.context() as patch, logging_to(logged):
+        record_batches(patch, lambda number, images: images.fill(np.nan) if number in spoiled else None)
+        train(config, tmp_path / "skipped")
+    assert logged == expected
+    assert_same_end(framework, tmp_path / "skipped", tmp_path / "without", config)
+    assert "step 2: not finite: " in caplog.text
+    assert "(1 of at most 2) and kept in " in caplog.text
+    assert "step 4: not finite: " in caplog.text, "the fifth batch meets the step after the third"
+    assert {p.name for p in (tmp_path / "skipped").glob("*.npz")} == {"failed_batch_2.npz", "failed_batch_4.npz"}
+    meta = CHECKPOINTS[framework].read_meta(CHECKPOINTS[framework].find_step(tmp_path / "skipped"))
+    assert meta.progress == Progress({}, 2)
+
+
+@FRAMEWORKS
+def test_one_more_than_allowed_stops_and_can_be_replayed(framework, tmp_path, monkeypatch, capsys):
+    config, workdir = small(tmp_path), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        record_batches(patch, lambda number, images: images.fill(np.nan) if number in (1, 2, 6) else None)
+        with pytest.raises(NonFiniteError, match=r"step 4: .*after 2 skipped batch.*failed_batch_4.npz"):
+            TRAINERS[framework].train(config, workdir)
+    assert json.loads((workdir / "heartbeat.json").read_text())["phase"] == "failed"
+    metrics = REPLAYS[framework].replay(config, workdir, workdir / "failed_batch_4.npz")
+    assert any(not np.isfinite(value) for value in metrics.values())
+    assert "it meets the weights of step 3, the newest checkpoint" in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match="cannot be replayed"):
+        REPLAYS[framework].replay(config, workdir, workdir / "config.yaml")
+    with pytest.raises(CheckpointError, match="holds no checkpoint, on whose weights"):
+        REPLAYS[framework].replay(config, tmp_path / "other", workdir / "failed_batch_4.npz")
+
+
+@FRAMEWORKS
+def test_damaged_steps_are_told_set_aside_and_written_again(framework, undisturbed, tmp_path, caplog):
+    source, config, _ = undisturbed(framework)
+    workdir = shutil.copytree(source, tmp_path / "run")
+    newest = jax_step(workdir) if framework == "jax" else torch_checkpoint.find_step(workdir)
+    data = newest if newest.is_file() else max(newest.glob("generator_ema/**/*"), key=lambda p: p.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    data.write_bytes(content)
+
+    tokenizer = {"jax": Tokenizer, "torch": TorchTokenizer}[framework]
+    caplog.clear()
+    assert tokenizer.load(workdir) is not None
+    assert "step 6 is damaged: " in caplog.text
+    assert "Step 3 is used instead" in caplog.text
+    assert tokenizer.load(workdir, verify=False) is not None
+    for place in (workdir, newest):
+        with pytest.raises(DamagedError, match=r"6(\.pt)? is damaged: .*another checksum.*Restore it from a copy"):
+            tokenizer.load(place, step=6)
+    if framework == "jax":
+        with pytest.raises(DamagedError, match=r"damaged array\(s\): generator_ema/\S+"):
+            tokenizer.load(workdir, step=6)
+        assert Tokenizer.load(workdir, step=6, weights="raw") is not None, "those weights are good"
+
+    caplog.set_level("INFO", "voken")
+    TRAINERS[framework].train(config, workdir, profile=1)
+    assert "continuing at step 3" in caplog.text
+    assert "no trace was made: the run had no more than 3 steps left" in caplog.text
+    assert (workdir / "damaged_checkpoints" / newest.name).exists()
+    assert_same_end(framework, workdir, source, config)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """framework -> (work directory, configuration, logged means) of six steps without a break, one of them traced."""
+
+    @functools.cache
+    def run(framework):
+        folder = tmp_path_factory.mktemp(framework)
+        config, logged = small(folder), []
+        with logging_to(logged):
+            TRAINERS[framework].train(config, folder / "run", profile=1)
+        return folder / "run", config, logged
+
+    return run
+
+
+def test_profile_leaves_a_trace(undisturbed):
+    assert list((undisturbed("jax")[0] / "profile").rglob("*.xplane.pb"))
+    assert json.loads((undisturbed("torch")[0] / "profile" / "trace_0.json").read_text())["traceEvents"]
+
+
+def test_a_held_directory_is_told_by_the_command(tmp_path, capsys):
+    from voken_common.run_lock import RunLock
+    from voken_torch.train import main
+
+    with RunLock(tmp_path / "run"):
+        arguments = ["--config", str(write(tmp_path)), "--workdir", str(tmp_path / "run"), "--device", "cpu"]
+        assert main(arguments) == 2
+    assert f"is in use by another run (process {os.getpid()} on " in capsys.readouterr().err
