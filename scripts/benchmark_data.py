@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from voken_common.data import transforms
 from voken_common.data.decode import decode_image, open_image
+from voken_common.data.workers import keep_freed_memory
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -245,8 +246,8 @@ def contend(args: argparse.Namespace, folder: Path) -> dict[str, list[tuple[floa
     results: dict[str, list[tuple[float, float]]] = {}
     # Forked, as on Linux it is by default, and before Grain has threads.
     contenders = {"torch DataLoader": Contender(lambda: dataloader(paths, target, batch, workers))}
-    pools = [multiprocessing.get_context("spawn").Pool for _ in range(2)]
-    with pools[0](workers) as full, pools[1](workers) as scaled:
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Pool(workers, keep_freed_memory) as full, spawn.Pool(workers, keep_freed_memory) as scaled:
         for name, pool, side in (("decode", full, None), ("decode to target", scaled, target)):
             contenders[name] = Contender(lambda pool=pool, side=side: decoding(paths, batch, pool, side))
             contenders[name].pids = {process.pid for process in pool._pool}  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from voken_common.data.tar_format import BLOCK, TarMember
 INDEX_SUFFIX = ".index"
 _VERSION = 1
 _HEAD = 4096
+_CHECKED_AT_A_TIME = 16
 _AGAIN = "run `python -m voken_common.data.prepare` on the set again, which checks only the tars that changed"
 
 
@@ -192,15 +194,19 @@ class TarIndex:
                 f"tar index {self.path}: no folder {self.location}, where the tars are expected; if they moved, name "
                 "the place in `location` of the set"
             )
-        problems = []
-        for number, name in enumerate(self.tars):
-            if name not in there:
-                problems.append(f"{self.tar_path(number)} is missing")
-                continue
-            size, modified, crc = (int(column[number]) for column in self._fingerprints)
-            if change := Fingerprint(size, modified, crc).change(self.tar_path(number), there[name]):
-                problems.append(f"{self.tar_path(number)} {change}")
+        # Of tars that were moved, each is looked into: at the same time, since an object store answers slowly.
+        with ThreadPoolExecutor(_CHECKED_AT_A_TIME) as pool:
+            found = pool.map(lambda number: self._problem(number, there), range(len(self.tars)))
+            problems = [problem for problem in found if problem]
         if problems:
             shown = "".join(f"\n  {problem}" for problem in problems[:5])
             more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
             raise DataError(f"tars changed since {self.path} was written:{shown}{more}\n{_AGAIN}")
+
+    def _problem(self, number: int, there: dict[str, storage.FileInfo]) -> str | None:
+        path, name = self.tar_path(number), self.tars[number]
+        if name not in there:
+            return f"{path} is missing"
+        size, modified, crc = (int(column[number]) for column in self._fingerprints)
+        change = Fingerprint(size, modified, crc).change(path, there[name])
+        return None if change is None else f"{path} {change}"
