@@ -30,7 +30,7 @@ from voken_common.names import require_same_shapes
 from voken_common.sampling import Sampling
 from voken_common.tokens import join_ids
 from voken_jax import loading
-from voken_jax.sampling import generate
+from voken_jax.sampling import compiler_options, generate
 from voken_jax.state import build_generator_network
 from voken_jax.tokenizer import Tokenizer
 
@@ -64,7 +64,9 @@ class Generator:
         self._tokenizer = tokenizer
         if tokenizer is not None:
             require_fitting(config, tokenizer.config, tokenizer.config.name)
-        self._generate = jax.jit(self._program, static_argnames=("sampling", "cache_dtype"))
+        self._generate = jax.jit(
+            self._program, static_argnames=("sampling", "cache_dtype"), compiler_options=compiler_options()
+        )
 
     @classmethod
     def load(
@@ -157,4 +159,3 @@ class Generator:
         self, weights: dict[str, Array], labels: Array, keys: PRNGKeyArray, *, sampling: Sampling, cache_dtype: Any
     ) -> Array:
         return generate(self._network.bind(weights), labels, keys, sampling, cache_dtype)
-

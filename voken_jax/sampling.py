@@ -5,6 +5,7 @@ Shape legend: B samples, T tokens, S sub-tokens per position, V codes of one sub
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -18,6 +19,23 @@ from voken_jax.models.transformer import enlarged
 SEGMENT = 64
 """Positions for which the cache is enlarged at once. All of it is read at every position, so that smaller segments read
 less of what is still empty; each is a loop of its own in the program."""
+
+
+@functools.cache
+def compiler_options() -> dict[str, str]:
+    """What `generate` is best compiled with, for `jax.jit(..., compiler_options=)`.
+
+    On a CPU: without YNNPACK, where the compiler has it, whose products of a few rows with the weights take up to twice
+    as long as those without (docs/performance.md).
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    try:
+        jax.jit(lambda x: x, compiler_options=options).lower(0).compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options
 
 
 def filter_logits(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Float[Array, "B V"]:
