@@ -2,9 +2,10 @@
 
 A class is a photograph. The tokenizer of `make quickstart` is trained first where it is missing, then crops of every
 photograph become tokens, and a generator is trained on them. Writes `quickstart_generator.png` into the work directory:
-a row per class, a held-out crop of its photograph on the left, samples of the class beside it. The last line is one
-JSON object: seconds without the tokenizer, held-out loss, the picture, and how well the class of samples is told by
-their mean colours alone, beside the same figure of held-out crops and of guessing.
+a row per class, on the left a held-out crop of its photograph and what the tokenizer makes of it, then samples of the
+class. The last line is one JSON object: seconds without the training of the tokenizer, held-out loss, the picture, and
+how often the class of a sample is told by its colours alone (their mean and deviation), beside the same figure of
+held-out crops that went through the tokenizer, and of guessing.
 """
 
 from __future__ import annotations
@@ -65,16 +66,19 @@ def held_out_images(data):
 
 
 def class_by_colour(images, references, classes):
-    """The class whose references have the nearest mean colour, for every image.
+    """The class whose references have the nearest colours, by mean and deviation, for every image.
 
     Args:
         images: (B, H, W, 3) to be judged.
         references: (N, H, W, 3) of known classes.
         classes: (N,) theirs.
     """
-    colours = np.stack([references[classes == c].mean(axis=(0, 1, 2)) for c in range(classes.max() + 1)])
-    distances = np.linalg.norm(images.mean(axis=(1, 2))[:, None] - colours, axis=-1)
-    return distances.argmin(axis=1)
+
+    def colours(batch):
+        return np.concatenate([batch.mean(axis=(1, 2)), batch.std(axis=(1, 2))], axis=-1)
+
+    centres = np.stack([colours(references[classes == c]).mean(axis=0) for c in range(classes.max() + 1)])
+    return np.linalg.norm(colours(images)[:, None] - centres, axis=-1).argmin(axis=1)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -110,20 +114,22 @@ def main(arguments: list[str] | None = None) -> int:
     labels = np.repeat(np.arange(generator.classes), JUDGED)
     samples = np.asarray(generator.sample(labels, seed=0).images)
     images, classes = held_out_images(data)
+    decoded = np.concatenate([tokenizer.reconstruct(part) for part in np.split(images, len(images) // 32)])
     rows = samples.reshape(generator.classes, JUDGED, *samples.shape[1:])[:, :SHOWN]
     names = [name.rsplit(".", 1)[0].replace("_", " ") for name in PHOTOGRAPHS]
-    shown = [images[classes == c][0] for c in range(generator.classes)]
+    pairs = np.concatenate([images, decoded], axis=2)
+    shown = [pairs[classes == c][0] for c in range(generator.classes)]
     picture = save_png(workdir / "quickstart_generator.png", class_wall(names, shown, rows, zoom=3))
     # Half of the held-out crops say what colours a photograph has, so that the other half can be judged like samples.
     even = np.arange(len(images)) // generator.classes % 2 == 0
-    known, known_classes = images[even], classes[even]
-    print(f"every row: a held-out crop of a photograph, then {SHOWN} samples of its class")
+    known, known_classes = decoded[even], classes[even]
+    print(f"every row: a held-out crop, decoded from its own tokens, then {SHOWN} samples of its class")
     result = {
         "seconds": round(time.perf_counter() - start, 1),
         "loss": round(metrics["loss"], 3),
         "class_by_colour": _share(class_by_colour(samples, known, known_classes) == labels),
         "class_by_colour_of_held_out_crops": _share(
-            class_by_colour(images[~even], known, known_classes) == classes[~even]
+            class_by_colour(decoded[~even], known, known_classes) == classes[~even]
         ),
         "class_by_guessing": _share(1 / generator.classes),
         "picture": str(picture),
