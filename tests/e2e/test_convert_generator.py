@@ -225,7 +225,7 @@ def test_averages(adaptive, tmp_path, capsys):
     same(state_dict, expected | {k: v for k, v in adaptive.state_dict.items() if k.startswith("first_stage")})
 
 
-def test_a_tokenizer_with_averages_gives_them(adaptive, tmp_path):
+def test_a_tokenizer_with_averages_gives_them(adaptive, tmp_path, capsys):
     """What is embedded is what `Tokenizer.load` takes."""
     averages = {name: tensor * 2 for name, tensor in adaptive.tokenizer_weights.items()}
     meta = Meta(adaptive.tokenizer_config, 3, {})
@@ -233,6 +233,7 @@ def test_a_tokenizer_with_averages_gives_them(adaptive, tmp_path):
     torch.save(root, tmp_path / "tok.pt")
     command = (adaptive.file, tmp_path / "x.pt", *adaptive.options[:2], "--tokenizer", tmp_path / "tok.pt")
     assert call(*command) == 0
+    assert "drops raw weights: the generator asks for the other set" in capsys.readouterr().out
     same(read_torch(tmp_path / "x_tokenizer.pt")["generator_ema"], averages)
     assert "generator" not in read_torch(tmp_path / "x_tokenizer.pt")
     assert call(tmp_path / "x.pt", tmp_path / "x.ckpt") == 0

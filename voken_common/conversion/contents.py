@@ -158,13 +158,14 @@ class Contents:
         return lines
 
 
-def narrow(contents: Contents, target: Format, weights: Weights | None) -> None:
+def narrow(contents: Contents, target: Format, weights: Weights | None, who: str | None = None) -> None:
     """Leave behind, in place, what is not asked for and what the target cannot hold; `dropped` says why.
 
     Args:
         contents: what the source has.
         target: the format to write.
         weights: only this set, for inference; None: everything there is.
+        who: wants only that; the command's option by default.
 
     Raises:
         CheckpointError: the set that is asked for is not there.
@@ -173,8 +174,9 @@ def narrow(contents: Contents, target: Format, weights: Weights | None) -> None:
         if weights not in contents.weights:
             there = " and ".join(_TITLES[kind] for kind in contents.weights) or "no weights"
             raise CheckpointError(f"{contents.origin} holds {there}, not the {_TITLES[weights]} asked for")
-        _keep_set(contents, weights, f"--weights {weights} asks for the other set")
-        _drop_training(contents, f"--weights {weights} asks for a checkpoint for inference")
+        who = who or f"--weights {weights}"
+        _keep_set(contents, weights, f"{who} asks for the other set")
+        _drop_training(contents, f"{who} asks for a checkpoint for inference")
         _drop_discriminator(contents, "inference needs none")
     elif target == "safetensors":
         _keep_set(contents, "ema" if "ema" in contents.weights else "raw", "a .safetensors file holds one set")

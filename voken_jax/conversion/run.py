@@ -82,7 +82,7 @@ def read(source: Path, options: argparse.Namespace, target: Format | None = None
     return read_file(source, "skip" if options.skip_objects else "refuse", trusted)
 
 
-def prepare(contents: Contents, target: Format, options: argparse.Namespace) -> Manifest:
+def prepare(contents: Contents, target: Format, options: argparse.Namespace, who: str | None = None) -> Manifest:
     """Find the configuration, name the averages, leave behind what is not wanted, and check all that is left.
 
     Raises:
@@ -93,7 +93,7 @@ def prepare(contents: Contents, target: Format, options: argparse.Namespace) -> 
     # Also what the target cannot hold: a file that is wrong there was not read right.
     check_networks(contents, manifest, generator_only=options.weights is not None)
     lightning.resolve_averages(contents, manifest)
-    narrow(contents, target, options.weights)
+    narrow(contents, target, options.weights, who)
     check_networks(contents, manifest)
     check_finite(contents, options.allow_nonfinite)
     return manifest
@@ -123,7 +123,7 @@ def prepare_first_stage(
     own.weights = "ema" if "ema" in found.weights or found.unnamed_averages else "raw"
     found.config = _config(found, options.tokenizer_config, "--tokenizer-config")
     lightning.resolve_averages(found, manifest_of(found.config))
-    manifest = prepare(found, target, own)
+    manifest = prepare(found, target, own, "the generator")
     first_stage.require_fits(found, config)
     if target == "lightning":
         contents.first_stage = found
