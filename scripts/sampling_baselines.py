@@ -36,6 +36,7 @@ class Case:
     scale: float = 2.25
     dtype: str = "float32"
     device: str = "cpu"
+    cores: int = 0
     repeats: int = 5
 
     @property
