@@ -52,6 +52,7 @@ FAULTS = (
     Fault("two runs", files.two_runs),
     Fault("held directory", files.lock_in_process, quick=True),
     Fault("damaged images", inputs.damaged_images),
+    Fault("tar cut in half", inputs.cut_tar),
     Fault("NaN batch", inputs.not_finite),
     Fault("NaN batches skipped", inputs.skipped),
 )

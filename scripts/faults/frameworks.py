@@ -102,7 +102,7 @@ class Framework:
     def run(self, workdir: Path, *overrides: str, options: tuple[str, ...] = ()) -> Result:
         """Train in this process, by the command's own main function."""
         main: Callable[[list[str]], int] = __import__(f"voken_{self.name}.train", fromlist=["main"]).main
-        with _captured() as text:
+        with captured() as text:
             status = main([*self.arguments(workdir, *overrides), *options])
         return Result(status, text.getvalue())
 
@@ -280,7 +280,7 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
 
 
 @contextlib.contextmanager
-def _captured() -> Iterator[io.StringIO]:
+def captured() -> Iterator[io.StringIO]:
     """All that is logged and printed."""
     text = io.StringIO()
     handler, log = logging.StreamHandler(text), logging.getLogger("voken")

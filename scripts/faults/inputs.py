@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +12,7 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from faults.frameworks import STEPS, Framework, must_equal, require
+from faults.frameworks import STEPS, Framework, captured, must_equal, require
 
 
 def image_folder(place: Path, count: int, seed: int = 0) -> list[Path]:
@@ -39,6 +41,31 @@ def damaged_images(framework: Framework) -> str:
         2, "that cannot be decoded", "data.max_bad_fraction"
     )
     return "1 cut, 1 garbled of 24"
+
+
+def cut_tar(framework: Framework) -> str:
+    """A tar that ends in the middle: found before training, its whole part is used; cut later, training refuses it."""
+    from voken_common.data.prepare import main as prepare
+
+    place, output = framework.scratch / "set", framework.scratch / "prepared"
+    files = image_folder(framework.scratch / "tar_images", 40)
+    (place / "webdataset").mkdir(parents=True)
+    tars = [place / "webdataset" / f"{number:05}.tar" for number in range(2)]
+    for number, path in enumerate(tars):
+        with tarfile.open(path, "w") as tar:
+            for file in files[20 * number : 20 * number + 20]:
+                tar.add(file, file.name)
+    os.truncate(tars[1], tars[1].stat().st_size // 2)
+    with captured() as text:
+        prepare([str(place), "--output", str(output), "--min-side", "8", "--workers", "0"])
+    require("00001.tar" in text.getvalue(), f"the cut tar was not named: {text.getvalue()[-300:]}")
+    source = f"data.train={{kind: tar, sets: [{{index: {output / 'set.index'}}}]}}"
+    run = framework.run(framework.scratch / "tar_run", source, "data.resize=pil", "training.steps=6")
+    images = int(run.must(0).text.split(" images")[0].split()[-1].replace(",", ""))
+    require(20 <= images < 40, f"{images} images were read of 20 in the whole tar and 20 in the cut one")
+    os.truncate(tars[0], tars[0].stat().st_size // 2)
+    framework.run(framework.scratch / "tar_stop", source, "data.resize=pil").must(2, "00000.tar")
+    return f"{images} of 40 images left, then refused"
 
 
 @contextmanager
