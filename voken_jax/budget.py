@@ -45,12 +45,12 @@ class Traffic(NamedTuple):
     """One kind of collective in one step.
 
     Attributes:
-        count: how many are run.
+        operations: how many are run.
         payload: bytes of their results, on each device.
         sent: bytes that each device sends if rings are used.
     """
 
-    count: int
+    operations: int
     payload: float
     sent: float
 
@@ -178,7 +178,7 @@ def communication(program: str) -> dict[str, Traffic]:
         for kind, traffic in own.get(name, ()):
             before = totals.get(kind, Traffic(0, 0.0, 0.0))
             totals[kind] = Traffic(
-                before.count + round(factor),
+                before.operations + round(factor),
                 before.payload + factor * traffic.payload,
                 before.sent + factor * traffic.sent,
             )
@@ -248,7 +248,7 @@ def lines(budget: Budget, machine: Machine | None) -> list[str]:
     text = [f"{'matrix_flops_per_device':34s} {budget.flops / 1e12:10.4g} TFLOP per step (as often as loops run)"]
     for kind, traffic in budget.traffic.items():
         text.append(
-            f"{kind:34s} {traffic.payload / 2**30:10.4g} GiB in {traffic.count} operations, per device and step"
+            f"{kind:34s} {traffic.payload / 2**30:10.4g} GiB in {traffic.operations} operations, per device and step"
         )
     text.append(f"{'sent_per_device':34s} {budget.sent / 2**30:10.4g} GiB per step, if rings are used")
     if machine is None:
