@@ -203,4 +203,4 @@ def test_many_mutated_torch_files(tmp_path, caplog):
 
 @pytest.mark.slow
 def test_many_mutated_orbax_steps(tmp_path):
-    check_orbax_steps(SLOW, tmp_path, 4)
+    check_orbax_steps(SLOW // 5, tmp_path, 4)
