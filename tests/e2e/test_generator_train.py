@@ -115,6 +115,7 @@ def test_stopped_and_resumed_equals_at_once(run, tmp_path, monkeypatch):
     assert_same_state(state, expected)
     assert train(config, own) == metrics, "a finished run returns its last validation and does nothing"
     assert len(steps) == STEPS
+    assert trainer.build(config, 5).program.program._cache_size() == 1, "a restored state is laid out as a fresh one"
 
 
 def test_averages_can_be_switched_on_in_the_middle(run, tmp_path):

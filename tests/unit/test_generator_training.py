@@ -163,17 +163,25 @@ def test_a_step_that_is_not_finite_changes_nothing_until_the_failure_is_cleared(
     network, optimizer = build_generator_network(config), optax.sgd(0.1)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     state = jax.jit(functools.partial(init_generator_state, config, network, optimizer))()
-    spoiled = dataclasses.replace(state, generator=state.generator | {"head.kernel": jnp.full((16, 256), jnp.nan)})
+    everywhere = jax.tree.map(lambda _: replicated(mesh), state)
+    step = GeneratorStep(config, network, optimizer, mesh, everywhere)
+    batch = {"tokens": np.zeros((8, 4, 1), np.int32), "labels": np.zeros(8, np.int32)}
+
+    def changed(state, **values):
+        """Some weights changed, placed as the step wants them, so that it is compiled once."""
+        return jax.device_put(dataclasses.replace(state, **values), everywhere)
+
+    head = {"head.kernel": np.full((16, 256), np.nan, np.float32)}
+    spoiled = changed(state, generator=state.generator | head)
     before = jax.device_get(spoiled)
-    step = GeneratorStep(config, network, optimizer, mesh, jax.tree.map(lambda _: replicated(mesh), state))
-    batch = {"tokens": jnp.zeros((8, 4, 1), jnp.int32), "labels": jnp.zeros(8, jnp.int32)}
     after, metrics = step(spoiled, batch)
     assert {"loss", "grad_norm"} <= set(failed_terms(int(after.failure), metrics))
-    cured = dataclasses.replace(after, generator=after.generator | {"head.kernel": jnp.zeros((16, 256))})
+    cured = changed(after, generator=after.generator | {"head.kernel": np.zeros((16, 256), np.float32)})
     later, metrics = step(cured, batch)
     assert np.isfinite(metrics["loss"])
     assert int(later.step) == 0
     same = {name: w for name, w in jax.device_get(later.generator).items() if name != "head.kernel"}
     jax.tree.map(np.testing.assert_array_equal, same, {name: before.generator[name] for name in same})
-    moved, _ = step(dataclasses.replace(later, failure=jnp.zeros((), jnp.int32)), batch)
+    moved, _ = step(changed(later, failure=np.zeros((), np.int32)), batch)
     assert int(moved.step) == 1
+    assert step.program._cache_size() == 1
