@@ -13,7 +13,7 @@ CHECKED := $(wildcard voken_common voken_jax voken_torch scripts tests)
 TYPED := $(wildcard voken_common voken_jax voken_torch)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart quickstart-ibq quickstart-generator test test-slow parity lint typecheck format bench clean
+.PHONY: help venv quickstart quickstart-ibq quickstart-generator test test-slow parity lint typecheck format bench faults clean
 
 help:
 	@echo 'make quickstart      train a small LFQ tokenizer on photographs and reconstruct held-out ones (minutes, CPU)'
@@ -21,7 +21,7 @@ help:
 	@echo 'make quickstart-generator  train a small generator on its tokens and draw samples of every photograph'
 	@echo 'make test            tests, without those marked slow or large (test-slow runs those; parity the golden cases)'
 	@echo 'make lint typecheck  ruff and mypy; make format rewrites'
-	@echo 'make bench           every benchmark of scripts/'
+	@echo 'make bench           every benchmark of scripts/; make faults: the fault matrix'
 	@echo 'Options: PYTHON=python3.12  WORKERS=8  CONFIG=FILE  ARGS="..." (passed on to the command)'
 
 venv: $(READY)
@@ -65,6 +65,9 @@ format: $(READY)
 bench: $(READY)
 	@test -n '$(BENCHMARKS)' || { echo 'no benchmark found: expected scripts/benchmark_*.py'; exit 1; }
 	@set -e; for benchmark in $(BENCHMARKS); do echo "== $$benchmark"; $(RUN) $$benchmark $(ARGS); done
+
+faults: $(READY)
+	@$(RUN) scripts/fault_matrix.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
