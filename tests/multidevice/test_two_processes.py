@@ -1,5 +1,6 @@
 """Two processes of four simulated devices each train what one process of eight does, and a lost one ends the other."""
 
+import functools
 import json
 import os
 import signal
@@ -12,30 +13,37 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.tiny import TINY, VQGAN, quantized_by, write
-from tests.e2e.tiny_generator import FACTORIZED, generator_mapping, write_shards
+from tests.e2e.tiny_generator import ADAPTIVE, FACTORIZED, generator_mapping, write_shards
 from tests.multidevice.recorded import recording
 from voken_common.config import load_any_config
 from voken_common.run_log import RunLog
-from voken_jax.checkpoint import find_step, read_meta
-from voken_jax.trainer import train
+from voken_jax import trainer
+from voken_jax.checkpoint import find_step
 
 ROOT = Path(__file__).resolve().parents[2]
 DOUBLE = {"precision": {"param_dtype": "float64", "compute_dtype": "float64"}}
-SHORT = {"training": {"batch_size": 8, "steps": 3, "log_every": 1}, "checkpoint": {"every": 2}}
+SHORT = {"training": {"batch_size": 8, "steps": 4, "log_every": 1}, "checkpoint": {"every": 2}}
 # The smallest networks: what is tested is who holds and computes what.
 TOKENIZERS = {
     "lfq": TINY | {key: VQGAN[key] for key in ("discriminator", "data")},
     "ibq": quantized_by("ibq", shard_codes=True),
 }
 TOKENIZERS["lfq"]["model"] = TINY["model"] | {"resolution": 8, "channel_multipliers": [1]}
-MESHES = {"lfq": {"fsdp": 2}, "ibq": {"fsdp": 2, "model": 2}, "generator": {"fsdp": 2, "model": 2}}
+GENERATORS = {"adaptive": ADAPTIVE, "factorized": FACTORIZED}
+MESHES = {"lfq": {"fsdp": 2}, "ibq": {"fsdp": 2, "model": 2}, "adaptive": {"fsdp": 4}}
+MESHES["factorized"] = {"fsdp": 2, "model": 2}
 
 
 def mapping_of(name, folder):
-    if name != "generator":
+    if name in TOKENIZERS:
         return TOKENIZERS[name] | SHORT | DOUBLE | {"mesh": MESHES[name]}
-    write_shards(folder, FACTORIZED["vocabularies"])
-    return generator_mapping(folder, FACTORIZED, **SHORT, **DOUBLE, mesh=MESHES[name])
+    network = GENERATORS[name]
+    write_shards(folder, network["vocabularies"])
+    # The one that always runs is spared the program of its validation.
+    data = {} if name == "factorized" else {"data": {"validation": None}}
+    # Schedules over the length of a run would make a longer one another run.
+    constant = {"optimizer": {"schedule": {"kind": "constant"}, "weight_decay_end": 0.0}}
+    return generator_mapping(folder, network, **SHORT, **DOUBLE, **data, **constant, mesh=MESHES[name])
 
 
 def start(folder, file, *options, second=()):
@@ -67,36 +75,32 @@ def finish(processes, limit=300):
 
 
 def compare(name, folder, monkeypatch):
+    """Three steps of two processes, then one of one process, against four of one process."""
     file = write(folder, mapping_of(name, folder))
-    processes = start(folder, file)
+    processes = start(folder, file, "--set", "training.steps=3")
     losses, config = {}, load_any_config(file)
     monkeypatch.setattr(RunLog, "training", recording(losses))
-    metrics = train(config, folder / "one")
+    monkeypatch.setattr(trainer, "build", functools.cache(trainer.build))
+    metrics = trainer.train(config, folder / "one")
+    expected = dict(losses)
     results = finish(processes)
     assert [status for status, _ in results] == [0, 0], results[0][1] + results[1][1]
     assert "training on" in results[0][1]
     assert "training on" not in results[1][1], "only the first process speaks"
     found = [json.loads((folder / f"losses.{index}").read_text()) for index in range(2)]
     assert found[0] == found[1], "all processes know the same metrics"
-    assert found[0].keys() == {"1", "2", "3"}
-    for step, expected in losses.items():
-        assert found[0][str(step)] == pytest.approx(expected, rel=1e-7, abs=1e-9)
-    assert read_meta(find_step(folder / "two")).metrics == pytest.approx(metrics, rel=1e-6)
-
-    longer = load_any_config(file, ["training.steps=4"])
-    expected = train(longer, folder / "one"), dict(losses)
+    assert {int(step): values for step, values in found[0].items()} == {
+        step: pytest.approx(expected[step], rel=1e-7, abs=1e-9) for step in (1, 2, 3)
+    }
     losses.clear()
-    assert train(longer, folder / "two") == pytest.approx(expected[0], rel=1e-6), "one process continues what two saved"
-    assert losses == {4: pytest.approx(expected[1][4], rel=1e-7, abs=1e-9)}
+    assert trainer.train(config, folder / "two") == pytest.approx(metrics, rel=1e-6), "one continues what two saved"
+    assert losses == {4: pytest.approx(expected[4], rel=1e-7, abs=1e-9)}
 
 
-def test_a_generator(tmp_path, monkeypatch, x64):
-    compare("generator", tmp_path, monkeypatch)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["lfq", "ibq"])
-def test_a_tokenizer(name, tmp_path, monkeypatch, x64):
+@pytest.mark.parametrize(
+    "name", ["adaptive", *(pytest.param(name, marks=pytest.mark.slow) for name in ("factorized", "lfq", "ibq"))]
+)
+def test_two_processes_train_as_one(name, tmp_path, monkeypatch, x64):
     compare(name, tmp_path, monkeypatch)
 
 
@@ -111,7 +115,7 @@ def started(folder, processes):
 
 @pytest.mark.slow
 def test_a_lost_process_ends_the_run_in_bounded_time(tmp_path):
-    file = write(tmp_path, mapping_of("generator", tmp_path))
+    file = write(tmp_path, mapping_of("adaptive", tmp_path))
     processes = start(tmp_path, file, "--set", "training.steps=100000", "--lost-after", "15")
     started(tmp_path, processes)
     processes[1].send_signal(signal.SIGKILL)
@@ -127,7 +131,7 @@ def test_a_lost_process_ends_the_run_in_bounded_time(tmp_path):
 
 
 def test_a_process_that_fails_tells_the_other(tmp_path):
-    file = write(tmp_path, mapping_of("generator", tmp_path))
+    file = write(tmp_path, mapping_of("adaptive", tmp_path))
     processes = start(tmp_path, file, second=["--set", f"data.train={tmp_path}/nowhere"])
     (first, told), (second, own) = finish(processes, limit=120)
     assert (first, second) == (4, 2)
