@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,13 @@ class Checkpoints:
             raise failure
         return found
 
+    def _remove_partial(self, step: int) -> None:
+        """Remove what there is of a step; other threads of the write that failed may still be at it for a moment."""
+        for _ in range(5):
+            for partial in self._folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(partial, ignore_errors=True)
+            time.sleep(0.1)
+
     @contextlib.contextmanager
     def _telling(self, step: int) -> Iterator[None]:
         """Say what failed in words of this program, and leave nothing half-written behind."""
@@ -220,8 +228,7 @@ class Checkpoints:
         # A full disk reaches us as whatever the library that met it raises.
         except Exception as error:
             if jax.process_index() == 0:
-                for partial in self._folder.glob(f"{step}.orbax-checkpoint-tmp*"):
-                    shutil.rmtree(partial, ignore_errors=True)
+                self._remove_partial(step)
             intact = sorted(number for number in steps_in(self._folder) if number != step)
             raise failed_write(step, self._folder, error, intact) from error
 

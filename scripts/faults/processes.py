@@ -103,9 +103,17 @@ def start_two(
         return [framework.start(workdir, *overrides, before=(*run, str(free_port())))]
     coordinator = f"127.0.0.1:{free_port()}"
     shared = ("--coordinator", coordinator, "--process-count", "2", "--lost-after", str(lost_after))
+    # Only the first process finds its programs in the cache, and Gloo waits no longer than 30 s for the other.
+    alike = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     return [
-        framework.start(workdir, *overrides, options=(*shared, "--process-index", str(i)), devices=DEVICES // 2)
-        for i in range(2)
+        framework.start(
+            workdir,
+            *overrides,
+            options=(*shared, "--process-index", str(index)),
+            devices=DEVICES // 2,
+            environment=alike,
+        )
+        for index in range(2)
     ]
 
 
