@@ -353,6 +353,10 @@ class Config(Section):
                 "statistics_scope per_device is data parallelism as in the reference: set mesh.fsdp and mesh.model "
                 f"to 1, found {self.mesh.fsdp} and {self.mesh.model}"
             )
+        if self.data.is_video:
+            raise ValueError(
+                f"data gives videos, and model.network {expected} is one for images: use a source of images"
+            )
         if self.optimizer.schedule.drop_epochs and self.training.epochs is None:
             raise ValueError("optimizer.schedule.drop_epochs needs training.epochs; use drop_steps with training.steps")
         return self

@@ -135,6 +135,11 @@ def test_missing_key():
         (LFQ, {"mesh__data": 0}, "data is 0: expected a positive number of devices, or -1"),
         (LFQ, {"statistics_scope": "per_device", "mesh__fsdp": 2}, "set mesh.fsdp and mesh.model to 1, found 2 and 1"),
         (IBQ, {"quantizer__shard_codes": True, "mesh__model": 7}, "must be divisible by it"),
+        (
+            LFQ,
+            {"data": {"train": {"kind": "video_folder", "path": "videos"}, "image_size": 32}},
+            "data gives videos, and model.network magvit2 is one for images",
+        ),
         (LFQ, {"discriminator": {"kind": "blur", "hidden_channels": 48}}, "hidden_channels 48 is not divisible"),
     ],
 )
