@@ -129,7 +129,9 @@ def validate_any(mapping: Mapping[str, Any], origin: str) -> AnyConfig:
     try:
         return root.model_validate_json(json.dumps(mapping), strict=True)
     except ValidationError as error:
-        lines = [_describe(detail, mapping, root) for detail in error.errors()]
+        # A default that follows from another setting cannot be found where that setting is wrong, which is told.
+        details = [detail for detail in error.errors() if detail["type"] != "default_factory_not_called"]
+        lines = [_describe(detail, mapping, root) for detail in details]
         raise ConfigError(f"{origin}: {len(lines)} problem(s)\n" + "\n".join(f"  {line}" for line in lines)) from error
 
 

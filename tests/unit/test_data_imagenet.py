@@ -59,6 +59,16 @@ def test_the_train_archive_is_read_in_place(archive):
     assert sorted(numbers(batch["image"])) == sorted(sum(map(ord, name)) for name in names)
 
 
+def test_the_order_of_an_archive_is_that_of_its_folder(archive, tmp_path):
+    for name, files in CLASSES.items():
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for file in files:
+            (tmp_path / "train" / name / file).touch()
+    whole = build_source(ImageNetTarConfig(path=str(archive), exclude=()))
+    assert whole.order_fingerprint() == ImageFolder(str(tmp_path / "train")).order_fingerprint()
+    assert whole.order_fingerprint() != build_source(ImageNetTarConfig(path=str(archive))).order_fingerprint()
+
+
 def test_the_image_that_training_skips_is_configurable(archive):
     assert len(build_source(ImageNetTarConfig(path=str(archive), exclude=()))) == 5
     with pytest.raises(DataError, match="all its images are excluded"):
@@ -154,7 +164,7 @@ def test_a_kept_list_saves_the_walk_until_a_folder_changes(folder, tmp_path, mon
     age(folder)
     walks = []
     walk = os.walk
-    monkeypatch.setattr(listing.os, "walk", lambda *args: walks.append(1) or walk(*args))
+    monkeypatch.setattr(listing.os, "walk", lambda *args, **names: walks.append(1) or walk(*args, **names))
     expected = ["a/1.png", "a/2.png", "b/4.png", "b/deep/3.png"]
     assert keys(folder, cache) == (expected, 0, ("a", "b"))
     assert len(walks) == 2

@@ -104,8 +104,12 @@ def test_the_global_batches_do_not_depend_on_the_process_count(folder, process_c
 def test_resuming_in_the_middle_of_an_epoch_changes_nothing(folder):
     undisturbed = take(config(folder), 12)[0]
     before, state = take(config(folder), 7)
+    order = state.pop("source_order")
+    assert isinstance(order, int)
     assert state == {"version": 1, "position": 35, "seed": 3, "source_length": COUNT}
-    assert_same(undisturbed, before + take(config(folder), 5, state=state)[0])
+    # With and without the fingerprint of the files, which earlier versions did not save.
+    for saved in (state, state | {"source_order": order}):
+        assert_same(undisturbed, before + take(config(folder), 5, state=saved)[0])
 
 
 def test_resuming_on_other_processes_with_another_batch_continues_the_order(folder):
@@ -147,6 +151,8 @@ def test_state_of_another_run_is_refused(folder):
     for change, found in (
         ({"seed": 7}, "seed 7, this run has 0"),
         ({"source_length": 9}, "source_length 9, this run has 23"),
+        # As many files, but others.
+        ({"source_order": 1}, r"source_order 1, this run has \d+"),
     ):
         with pytest.raises(DataError, match=f"cannot continue the data order: the checkpoint has {found}"):
             iterator.set_state(iterator.get_state() | change)

@@ -52,6 +52,7 @@ def test_members_are_where_the_standard_library_finds_them(tmp_path, form):
         (lambda data: data[:2600], 1, "member 'b.png' at byte 1536 needs 700 bytes, the file has 2600"),
         (lambda data: data[:1536] + b"junk" + data[1540:], 1, "no tar header at byte 1536; the rest of the file is"),
         (lambda data: data + bytes(100_000), 2, "the end of the archive is marked at byte 3072, but the file has"),
+        (lambda data: data[:1536] + bytes(512) + data[2048:], 1, "zeros at byte 1536 .* but more data after them"),
         (lambda data: b"\x1f\x8b" + data[2:], 0, "is compressed with gzip; random access needs plain tars: unpack it"),
         (lambda data: b"not a tar" * 100, 0, "no tar header at byte 0; it is not a tar"),
     ],

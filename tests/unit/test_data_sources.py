@@ -113,6 +113,19 @@ def test_folders_that_are_something_else(tmp_path):
         ImageFolder(str(tmp_path / "mixed"))
 
 
+def test_a_class_that_cannot_be_listed_is_not_passed_over(imagenet, monkeypatch):
+    scandir = os.scandir
+
+    def refusing(path):
+        if os.fspath(path).endswith("n02"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(DataError, match=r"cannot list the folder .*train/n02: Permission denied; make it readable"):
+        ImageFolder(str(imagenet))
+
+
 def test_list_file_with_and_without_labels(tmp_path):
     for name in ("one.png", "sub/two.png"):
         write_image(tmp_path / "images" / name)

@@ -114,6 +114,10 @@ def test_filter_keys_are_matched_exactly(five):
         ("[]", "expected a JSON object of lists"),
         ('{"a.tar": [1]}', "expected a JSON object of lists"),
         (None, "cannot read the filter-keys file"),
+        (
+            '{"7.tar": ["00001"]}',
+            r"names the tars 7\.tar, of which the index .*five\.index has none \(it has 00000\.tar, ",
+        ),
     ],
 )
 def test_filter_keys_files_that_are_none(five, tmp_path, content, message):
@@ -164,6 +168,19 @@ def test_other_weights_do_not_continue_an_order(two):
         run(other, 2, 1, state={key: value for key, value in state.items() if key != "source_order"})
 
 
+def test_other_images_do_not_continue_an_order_of_as_many(five, tmp_path):
+    states = []
+    for number, name in enumerate(("00001", "00003", "00003.png")):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps({"00000.tar": [name]}))
+        data = config(TarSetConfig(index=five[0], filter_keys=str(path)))
+        states.append(take(data, 1, batch_size=2)[1])
+    assert states[0]["source_length"] == states[1]["source_length"]
+    assert states[0]["source_order"] != states[1]["source_order"] == states[2]["source_order"]
+    with pytest.raises(DataError, match=r"the checkpoint has source_order"):
+        take(data, 1, batch_size=2, state=states[0])
+
+
 def test_validation_reads_tars_too(two):
     data = config(*(TarSetConfig(index=index) for index in two))
     batches = list(build_validation_batches(data.model_copy(update={"validation": data.train}), batch_size=8))
@@ -184,8 +201,10 @@ def test_configuration_errors(two):
     data = {"train": {"kind": "tar", "sets": [{"indx": "a"}]}, "image_size": 8}
     with pytest.raises(
         ConfigError, match=r"unknown key data\.train\.sets\.0\.indx; did you mean data\.train\.sets\.0\.ind"
-    ):
+    ) as caught:
         validate({"data": data}, origin="run.yaml")
+    # The default of data.crop follows from data.train.
+    assert "data.crop" not in str(caught.value)
 
 
 @pytest.fixture
@@ -299,6 +318,18 @@ def test_tars_in_an_object_store(bucket, tmp_path):
     iterator = build_train_iterator(config(TarSetConfig(index=index)), batch_size_per_process=1, seed=0, source=source)
     with pytest.raises(DataError, match=r"allows 0:\n  memory://.*: cannot be read"):
         list(itertools.islice(iterator, 9))
+
+
+def test_what_a_store_raises_is_an_image_that_cannot_be_read(bucket, tmp_path, monkeypatch):
+    assert prepare.main(["memory://bucket/set", "--output", str(tmp_path / "out"), "--workers", "0"]) == 0
+    source = opened(str(tmp_path / "out" / "set.index"))
+
+    def fail(*_, **__):
+        raise RuntimeError("the connection broke")
+
+    monkeypatch.setattr(type(bucket), "cat_file", fail)
+    with pytest.raises(OSError, match=r"memory://.*00000\.tar: RuntimeError: the connection broke"):
+        source.read(0)
 
 
 def test_stores_that_fsspec_does_not_know(tmp_path):

@@ -107,6 +107,10 @@ class StringTable(Sequence[str]):
         table._bytes, table._ends = data, ends
         return table
 
+    def checksum(self) -> int:
+        """CRC-32 of the strings and of where each ends."""
+        return zlib.crc32(np.ascontiguousarray(self._ends).view(np.uint8).data, zlib.crc32(self._bytes.data))
+
     def __len__(self) -> int:
         return len(self._ends)
 

@@ -50,6 +50,10 @@ class FileSource(ImageSource):
         """Full path of the file."""
         return os.path.join(self.root, self._paths[index])
 
+    def order_fingerprint(self) -> int:
+        """Of the names below the root, in their order: the same files may lie elsewhere."""
+        return self._paths.checksum()
+
 
 class MediaFolder(FileSource):
     """All files of a kind in a folder, sorted. The label is the index of the class among the sorted class folders.

@@ -41,6 +41,7 @@ class ImageNetTar(ImageSource):
     def __init__(self, config: ImageNetTarConfig):
         self.path = storage.normalized(config.path)
         self._config = config
+        self._fingerprint: int | None = None
         index = config.index or f"{self.path}.index"
         if config.index is None and storage.is_url(self.path):
             raise DataError(f"{self.path}: name a file for the positions of its images: data.train.index: FILE")
@@ -76,6 +77,14 @@ class ImageNetTar(ImageSource):
         """The archive, the class and the file."""
         folder = f"{self.classes[self._labels[index]]}.tar/" if self.classes else ""
         return f"{self.path}:{folder}{self._names[index]}"
+
+    def order_fingerprint(self) -> int:
+        """That of a folder to which the archive would be unpacked: one may take the place of the other."""
+        if self._fingerprint is None:
+            folders = [f"{name}/" for name in self.classes] or [""]
+            pairs = zip(self._labels, self._names, strict=True)
+            self._fingerprint = StringTable(f"{folders[label]}{name}" for label, name in pairs).checksum()
+        return self._fingerprint
 
     def describe(self) -> str:
         """One line for the log."""

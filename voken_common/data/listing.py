@@ -98,7 +98,7 @@ def _top(root: Path, medium: Medium, times: dict[str, int]) -> tuple[list[str], 
 def _below(root: Path, folder: str, medium: Medium, times: dict[str, int]) -> list[str]:
     """Sorted paths of the matching files in a folder and its folders, relative to it."""
     paths = []
-    for parent, children, names in os.walk(root / folder):
+    for parent, children, names in os.walk(root / folder, onerror=_cannot_list):
         inner = os.path.relpath(parent, root / folder)
         # os.walk has listed it already; a change since then gives a time after `started`, and the list is not kept.
         times[os.path.normpath(os.path.join(folder, inner))] = os.stat(parent).st_mtime_ns
@@ -106,6 +106,11 @@ def _below(root: Path, folder: str, medium: Medium, times: dict[str, int]) -> li
         matching = [name for name in names if medium.matches(name)]
         paths += matching if inner == "." else [os.path.join(inner, name) for name in matching]
     return sorted(paths)
+
+
+def _cannot_list(error: OSError) -> None:
+    # By default os.walk passes over it, and a class would vanish without a word.
+    raise DataError(f"cannot list the folder {error.filename}: {error.strerror}; make it readable, or move it away")
 
 
 def _keep(path: Path, root: Path, medium: Medium, found: Listing, times: dict[str, int], started: int) -> None:

@@ -64,6 +64,12 @@ class TrainIterator(PositionedBatches):
         fingerprint = self.source.order_fingerprint()
         return super().get_state() | ({} if fingerprint is None else {"source_order": fingerprint})
 
+    def set_state(self, state: dict[str, int]) -> None:
+        """As of every order; that of a source without weights may come from a version that knew only its length."""
+        if self.source.shares() is None:
+            state = {name: value for name, value in self.get_state().items() if name == "source_order"} | state
+        super().set_state(state)
+
     def _batched(self, first: int) -> grain.MapDataset:
         return self._samples[first:].batch(self.batch_size, drop_remainder=True, batch_fn=_collate)
 

@@ -80,7 +80,13 @@ def read_range(path: str, start: int, size: int) -> bytes:
     """
     if is_url(path):
         system, inner = _file_system(path)
-        return cast(bytes, system.cat_file(inner, start=start, end=start + size))
+        try:
+            return cast(bytes, system.cat_file(inner, start=start, end=start + size))
+        except OSError:
+            raise
+        except Exception as error:
+            # Stores raise what the library below them raises.
+            raise OSError(f"{path}: {type(error).__name__}: {error}") from error
     handle = _handles.get(path)
     data = os.pread(handle.descriptor, size, start)
     while len(data) < size and (more := os.pread(handle.descriptor, size - len(data), start + len(data))):

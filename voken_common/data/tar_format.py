@@ -58,6 +58,9 @@ def walk_tar(file: IO[bytes], length: int) -> Iterator[TarMember]:
                 raise TarDamageError(
                     f"the end of the archive is marked at byte {position}, but the file has {length} bytes"
                 )
+            # A header that was overwritten with zeros looks like the end, until something follows.
+            if any(file.read(max(length - position - BLOCK, 0))):
+                raise TarDamageError(f"zeros at byte {position} as at the end of the archive, but more data after them")
             return
         info = _header(block, position)
         start = position + BLOCK

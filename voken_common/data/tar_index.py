@@ -149,6 +149,13 @@ class TarIndex:
     def __len__(self) -> int:
         return len(self._start)
 
+    def contents(self) -> int:
+        """CRC-32 of which images there are: the names of the tars, and the places in them; not of their times."""
+        crc = zlib.crc32("\n".join(self.tars).encode("utf-8", "surrogateescape"))
+        for column in (self._first, self._start, self._size):
+            crc = zlib.crc32(np.ascontiguousarray(column).view(np.uint8).data, crc)
+        return crc
+
     def tar_number(self, index: int) -> int:
         """In which of `tars` an image lies."""
         return int(np.searchsorted(self._first, index, side="right")) - 1

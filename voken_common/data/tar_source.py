@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from voken_common.data.errors import DataError
+from voken_common.data.listing import some
 from voken_common.data.schema import TarConfig, TarSetConfig
 from voken_common.data.sources import ImageSource, Share
 from voken_common.data.tar_check import sample_key
@@ -35,6 +36,10 @@ class TarSet:
         """Number in the index of the image at this place among those that are kept."""
         return rank if self._kept is None else int(self._kept[rank])
 
+    def contents(self) -> int:
+        """CRC-32 of which images these are, wherever the tars lie and however old they are."""
+        return self.index.contents() if self._kept is None else zlib.crc32(self._kept.data, self.index.contents())
+
 
 class TarSource(ImageSource):
     """The images of all sets, one set after the other; captions and labels are not read.
@@ -45,6 +50,7 @@ class TarSource(ImageSource):
 
     def __init__(self, config: TarConfig, *, check: bool = True):
         self._config = config
+        self._fingerprint: int | None = None
         self._sets = [TarSet(entry, verify=check) for entry in config.sets]
         self._ends = np.cumsum([len(part) for part in self._sets])
         for entry, part in zip(config.sets, self._sets, strict=True):
@@ -93,9 +99,12 @@ class TarSource(ImageSource):
         return tuple(Share(s, len(p), w) for s, p, w in zip(starts, self._sets, weights, strict=True))
 
     def order_fingerprint(self) -> int:
-        """CRC-32 of what the order of training is made of: lengths and weights of the sets, in their order."""
-        parts = [(len(p), entry.weight) for p, entry in zip(self._sets, self._config.sets, strict=True)]
-        return zlib.crc32(json.dumps(parts).encode())
+        """CRC-32 of what the order of training is made of: the sets' images and weights, in their order."""
+        if self._fingerprint is None:
+            pairs = zip(self._sets, self._config.sets, strict=True)
+            parts = [(part.contents(), len(part), entry.weight) for part, entry in pairs]
+            self._fingerprint = zlib.crc32(json.dumps(parts).encode())
+        return self._fingerprint
 
 
 def _opened(config: TarConfig) -> TarSource:
@@ -111,7 +120,14 @@ def _kept(index: TarIndex, path: str) -> Int64[np.ndarray, " n"]:
     lists = list(values.values()) if isinstance(values, dict) else [None]
     if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
         raise DataError(f"filter-keys file {path}: expected a JSON object of lists, {{tar: [names of bad members]}}")
-    bad = {os.path.basename(tar): frozenset(names) for tar, names in values.items()}
+    bad: dict[str, frozenset[str]] = {}
+    for tar, names in values.items():
+        bad[os.path.basename(tar)] = bad.get(os.path.basename(tar), frozenset()) | frozenset(names)
+    if bad and not bad.keys() & set(index.tars):
+        raise DataError(
+            f"filter-keys file {path} names the tars {some(sorted(bad))}, of which the index {index.path} has none (it "
+            f"has {some(index.tars)}): it belongs to another set"
+        )
     kept = [_kept_of_tar(index, index.images_of(n), bad.get(tar, frozenset())) for n, tar in enumerate(index.tars)]
     return np.concatenate(kept)
 
