@@ -21,6 +21,7 @@ from voken_common.errors import WorkdirError
 logger = logging.getLogger("voken")
 
 FILE = "run.lock"
+_HELD = (errno.EWOULDBLOCK, errno.EACCES)
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -59,6 +60,8 @@ class RunLock:
                 return self
             holder = _holder(self._file)
             self._file.close()
+            if error.errno not in _HELD:
+                raise WorkdirError(_unwritable(self._workdir, error)) from error
             raise WorkdirError(
                 f"{self._workdir} is in use by another run ({holder}); wait for it or stop it, or use another --workdir"
             ) from error

@@ -63,9 +63,9 @@ class RunLog:
         )
         self._last: tuple[float, float] = (time.perf_counter(), first_step)
 
-    def advance(self) -> None:
-        """One step more."""
-        self._bar.update()
+    def advance(self, step: int) -> None:
+        """So many steps are done; fewer than before where some were refused."""
+        self._bar.update(step - self._bar.n)
 
     def scalars(self, step: int, values: Mapping[str, float], prefix: str = "") -> None:
         """Numbers for TensorBoard."""
@@ -83,9 +83,9 @@ class RunLog:
         texts = [f"{name}={values[name]:.4g}" for name in shown if name in values]
         self._bar.set_postfix_str(" ".join([f"{rate:.1f} images/s", *texts]), refresh=False)
 
-    def pause(self) -> None:
+    def pause(self, step: int) -> None:
         """Leave the time until now out of the next rate: validation and saving are not training."""
-        self._last = (time.perf_counter(), self._bar.n)
+        self._last = (time.perf_counter(), step)
 
     def picture(self, step: int, name: str, picture: UInt8[np.ndarray, "h w 3"]) -> None:
         """A picture for TensorBoard, and as `pictures/<name>_<step>.png`."""

@@ -105,7 +105,7 @@ class RunLoop:
                     batch = next(self._batches)
                 profiler.before_step()
                 steps.take(batch)
-                self._log.advance()
+                self._log.advance(steps.number)
                 self._heartbeat.beat(steps.number)
                 stopping = self._hooks.stops(steps.number)
                 if not stopping and not self._due(steps.number):
@@ -143,7 +143,7 @@ class RunLoop:
         if last or number % config.checkpoint.every == 0:
             self._save(number, validated)
         if number % config.validation.every == 0 or number % config.checkpoint.every == 0:
-            self._log.pause()
+            self._log.pause(number)
         return validated
 
     def _save(self, number: int, validated: dict[str, float]) -> None:

@@ -66,7 +66,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def environment() -> str | None:
     """What started this process together with others, if its variables say so."""
     found = os.environ.get
-    if int(found("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ and "SLURM_STEP_NODELIST" in os.environ:
+    # In the shell of an interactive allocation SLURM_NTASKS is what srun would start, and the step is the shell alone.
+    tasks = int(found("SLURM_STEP_NUM_TASKS", found("SLURM_NTASKS", "1")))
+    if tasks > 1 and "SLURM_PROCID" in os.environ and "SLURM_STEP_NODELIST" in os.environ:
         return "Slurm"
     if int(found("OMPI_COMM_WORLD_SIZE", "1")) > 1:
         return "Open MPI"

@@ -24,6 +24,7 @@ class AgreedStop:
         self._several = jax.process_count() > 1
         self._request = StopRequest((signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM))
         self._forwarded = False
+        self._steps = 0
 
     def __enter__(self) -> AgreedStop:
         self._request.__enter__()
@@ -34,14 +35,16 @@ class AgreedStop:
     ) -> None:
         self._request.__exit__(kind, error, trace)
 
-    def agreed(self, number: int) -> bool:
-        """Whether to save and stop after step `number`; every process calls it after every step."""
+    def agreed(self, _: int) -> bool:
+        """Whether to save and stop after this step; every process calls it after every step that it starts."""
+        # Counted here: the number of a step comes again after one that was refused, and the processes would stop apart.
+        self._steps += 1
         if not self._several:
             return self._request.requested
         if self._request.requested and not self._forwarded:
             self._forwarded = True
             os.kill(os.getpid(), signal.SIGTERM)
-        return multihost_utils.reached_preemption_sync_point(number)
+        return multihost_utils.reached_preemption_sync_point(self._steps)
 
 
 def any_process(flag: bool) -> bool:

@@ -7,9 +7,10 @@ import jax
 import pytest
 
 from voken_jax import distributed
+from voken_jax.stop import AgreedStop
 from voken_jax.train import main
 
-VARIABLES = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE")
+VARIABLES = ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE")
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +61,15 @@ def test_by_hand(initialized):
         # An interactive allocation: tasks are there for srun to start, this process is none of them.
         ({"SLURM_NTASKS": "8"}, None),
         ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3", "SLURM_STEP_NODELIST": "node[1-2]"}, "Slurm"),
+        (
+            {
+                "SLURM_NTASKS": "8",
+                "SLURM_STEP_NUM_TASKS": "1",
+                "SLURM_PROCID": "0",
+                "SLURM_STEP_NODELIST": "node1",
+            },
+            None,
+        ),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI"),
     ],
 )
@@ -97,6 +107,18 @@ def test_options_that_do_not_go_together(arguments, expected, tmp_path, capsys):
     assert message.startswith("error: ")
     assert expected in message
     assert not (tmp_path / "run").exists()
+
+
+def test_several_processes_stop_at_one_step_though_a_number_comes_again(monkeypatch):
+    asked = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        "voken_jax.stop.multihost_utils.reached_preemption_sync_point", lambda step: asked.append(step) or step == 4
+    )
+    stop = AgreedStop()
+    # The third step was refused, which is found out at the fifth.
+    assert [stop.agreed(number) for number in (3, 4, 5, 3)] == [False, False, False, True]
+    assert asked == [1, 2, 3, 4]
 
 
 def test_processes_that_do_not_come_are_told(monkeypatch):

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import time
+import types
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from voken_common.health import (
 )
 from voken_common.profiling import Profiler
 from voken_common.run_lock import RunLock, held
+from voken_common.run_log import RunLog
 from voken_common.schema import HealthConfig
 
 
@@ -180,6 +182,31 @@ def test_a_directory_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(WorkdirError, match=r"cannot be written to \(.*; use another --workdir, or make it writable"):
         RunLock(tmp_path / "file" / "run").__enter__()
+
+
+def test_a_lock_that_fails_for_another_reason_is_not_another_run(tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("fcntl.flock", broken)
+    with pytest.raises(WorkdirError, match=r"cannot be written to \(Input/output error\)"):
+        RunLock(tmp_path).__enter__()
+
+
+def test_the_rate_counts_steps_that_were_not_refused(tmp_path, monkeypatch):
+    log = RunLog(tmp_path, total_steps=10, first_step=0, images_per_step=4)
+    logged = []
+    monkeypatch.setattr(log, "scalars", lambda step, values, prefix: logged.append(values["images_per_second"]))
+    clock = iter((100.0, 102.0))
+    monkeypatch.setattr("voken_common.run_log.time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    # Two steps are refused, and what was begun as the fourth is the second.
+    for step in (1, 2, 3, 2):
+        log.advance(step)
+    assert log._bar.n == 2
+    log.pause(2)
+    log.training(3, {}, ())
+    assert logged == [1 * 4 / 2.0]
+    log.__exit__(None, None, None)
 
 
 def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, caplog):
