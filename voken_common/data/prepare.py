@@ -215,8 +215,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("sets", nargs="+", metavar="DIR", help="a set: folder or URL with webdataset/*.tar or *.tar")
     parser.add_argument("--output", required=True, type=Path, help="folder for the files, one group per set")
-    parser.add_argument("--min-side", type=int, help="images with a side under this many pixels are bad (512)")
-    parser.add_argument("--max-aspect", type=float, help="images with sides of a larger ratio are bad (2)")
+    parser.add_argument(
+        "--min-side", type=int, help="images with a side under this many pixels are bad; default: none is too small"
+    )
+    parser.add_argument("--max-aspect", type=float, help="images with sides of a larger ratio are bad; default: 256")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; 0: check in this one")
     parser.add_argument(
         "--damaged-tars",
