@@ -1,89 +1,31 @@
 """voken-convert with generators of both families: their tokenizers, round trips bit by bit, refusals."""
 
-import dataclasses
-import functools
-import json
-import math
 import os
 import re
 import shutil
-from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from tests.e2e.tiny import TINY, quantized_by
-from tests.e2e.tiny_generator import ADAPTIVE, FACTORIZED, generator_config, generator_mapping, write_shards
-from voken_common import published, torch_pickle
-from voken_common.checkpoints import Meta, Progress
-from voken_common.config import load_any_config, validate_any
-from voken_common.conversion import matching
-from voken_common.data.token_pipeline import build_token_iterator
-from voken_common.errors import CheckpointError
+from tests.e2e.published_generator import FAMILIES, Published, call, draw, networks_once, same  # noqa: F401
+from tests.e2e.tiny import quantized_by
+from voken_common import torch_pickle
+from voken_common.checkpoints import Meta
+from voken_common.config import validate_any
 from voken_common.sampling import Sampling
 from voken_jax import convert
-from voken_jax.checkpoint import Checkpoints, read_meta
+from voken_jax.checkpoint import read_meta
 from voken_jax.conversion import run
 from voken_jax.conversion.first_stage import target_of
 from voken_jax.conversion.networks import manifest_of
 from voken_jax.conversion.orbax_step import read_step
 from voken_jax.generator import Generator
-from voken_jax.generator_task import GeneratorTask
 from voken_jax.tokenizer import Tokenizer
-from voken_torch.checkpoint import Checkpoints as TorchCheckpoints
 from voken_torch.checkpoint import read as read_torch
 from voken_torch.generator import Generator as TorchGenerator
-from voken_torch.generator_step import create_generator_state
 from voken_torch.tokenizer import Tokenizer as TorchTokenizer
-
-FAMILIES = {
-    "factorized": (FACTORIZED, TINY),
-    "adaptive": (ADAPTIVE | {"vocabularies": [24]}, quantized_by("ibq")),
-}
-FILES = {"": "", ".pt": ".pt", ".safetensors": ".safetensors"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def networks_once():
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(run, "manifest_of", functools.cache(manifest_of))
-        yield
-
-
-def call(*arguments):
-    return convert.main([str(argument) for argument in arguments])
-
-
-def draw(shapes, rng, deviation=0.2):
-    arrays = {name: rng.normal(0, deviation, leaf.shape).astype(np.float32) for name, leaf in shapes.items()}
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-class Published:
-    """A seeded generator in the published layout, and the configurations of both networks in it."""
-
-    def __init__(self, folder, family):
-        model, tokenizer = FAMILIES[family]
-        self.mapping = generator_mapping(Path("shards"), model)
-        self.config, self.tokenizer_config = (validate_any(m, family) for m in (self.mapping, tokenizer))
-        rng = np.random.default_rng(0)
-        self.weights = draw(manifest_of(self.config).generator, rng, 0.7)
-        self.tokenizer_weights = draw(manifest_of(self.tokenizer_config).generator, rng)
-        self.state_dict = {f"transformer.{name}": tensor for name, tensor in self.weights.items()}
-        self.state_dict |= {f"first_stage_model.{name}": tensor for name, tensor in self.tokenizer_weights.items()}
-        self.file, self.family = folder / f"{family}.ckpt", family
-        self.write(self.file, self.state_dict)
-        for name, mapping in (("gen.yaml", self.mapping), ("tok.yaml", tokenizer)):
-            (folder / name).write_text(yaml.safe_dump(mapping))
-        self.options = ("--config", folder / "gen.yaml", "--tokenizer-config", folder / "tok.yaml")
-
-    @staticmethod
-    def write(path, state_dict):
-        torch.save({"state_dict": state_dict, "global_step": 11, "epoch": 2, "optimizer_states": [1]}, path)
-        return path
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
@@ -102,12 +44,6 @@ def orbax(adaptive, tmp_path_factory):
     folder = tmp_path_factory.mktemp("orbax")
     assert call(adaptive.file, folder / "gen", *adaptive.options) == 0
     return folder / "gen"
-
-
-def same(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert np.asarray(ours[name]).tobytes() == np.asarray(theirs[name]).tobytes(), name
 
 
 def test_published_to_each_format_and_back_is_bit_identical(source, tmp_path, capsys):
@@ -346,115 +282,5 @@ def test_weights_without_a_configuration(adaptive, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-MANIFESTS = Path(__file__).parents[1] / "manifests"
-
-
-def published_contents(name):
-    model = published.find(name)
-    manifest = json.loads((MANIFESTS / f"{model.project}__{model.name}.json").read_text())
-    weights = {key: np.broadcast_to(np.float32(0), shape) for key, shape in manifest.items()}
-    return run.lightning.to_contents({"state_dict": weights}, "published.ckpt")
-
-
-GENERATORS = [model for model in published.MODELS if model.family == "generator"]
-
-
-@pytest.mark.parametrize("model", GENERATORS, ids=lambda model: model.full_name)
-def test_published_generators_are_recognised(model):
-    contents = published_contents(model.full_name)
-    config = matching.find_config(contents, manifest_of)
-    assert (config.kind, config.name) == ("generator", model.name)
-    assert config.model.network == ("adaptive" if model.project == "IBQ" else "factorized")
-    assert matching.published_tokenizer(config) == model.tokenizer
-
-
-@pytest.mark.parametrize("project", ["IBQ", pytest.param("Open-MAGVIT2", marks=pytest.mark.slow)])
-def test_tokenizers_of_published_generators_are_recognised(project):
-    model = published.find(f"{project}/imagenet_conditional_llama_B")
-    stage = published_contents(model.full_name).first_stage
-    with pytest.raises(CheckpointError, match=r"fits 2 published models(?s:.*)--tokenizer-config (pre|imagenet)"):
-        matching.find_config(stage, run.manifest_of, option="--tokenizer-config")
-    tokenizer = matching.find_config(stage, run.manifest_of, model.tokenizer)
-    assert tokenizer.name == model.tokenizer
-    config = load_any_config(published.config_file(model))
-    assert tokenizer.quantizer.codebook_size == math.prod(config.model.vocabularies)
-
-
-def test_several_generators_that_fit_are_listed(monkeypatch):
-    twin = published.find("IBQ/imagenet_conditional_llama_B")
-    monkeypatch.setattr(matching, "MODELS", (*published.MODELS, twin.__class__(**{**vars(twin), "name": "twin"})))
-    with pytest.raises(CheckpointError, match=r"--config IBQ/imagenet_conditional_llama_B\n  --config twin"):
-        matching.find_config(published_contents("IBQ/imagenet_conditional_llama_B"), manifest_of)
-
-
 def test_the_state_dict_reader_and_the_converter_agree(adaptive):
     same(torch_pickle.load_state_dict(adaptive.file), adaptive.state_dict)
-
-
-@pytest.fixture(scope="module", params=[True, False], ids=["averages and clipping", "neither"])
-def trained_state(request, tmp_path_factory):
-    """(work directory, configuration, state, abstract state): every number another one, as the JAX trainer saves it."""
-    folder = write_shards(tmp_path_factory.mktemp("run"), [24])
-    optimizer = {"ema_decay": 0.9} if request.param else {"gradient_clip": None, "decay_all": False}
-    config = generator_config(folder, FAMILIES["adaptive"][0], optimizer=optimizer)
-    abstract = GeneratorTask(config, per_epoch=5).abstract
-    rng = np.random.default_rng(0)
-
-    def draw(leaf):
-        integers = np.issubdtype(leaf.dtype, np.integer)
-        values = rng.integers(0, 2**31, leaf.shape) if integers else 0.1 * rng.normal(size=leaf.shape)
-        return jax.device_put((values if leaf.ndim else np.int32(6)).astype(leaf.dtype), leaf.sharding)
-
-    state = dataclasses.replace(jax.tree.map(draw, abstract), failure=np.int32(0))
-    checkpoints, iterator = Checkpoints(folder / "run", config.checkpoint), tokens_of(config)
-    next(iterator)
-    checkpoints.save(state, config, iterator, {"loss": 2.5}, Progress({"loss": (7.5, 3, "float32")}, 2))
-    checkpoints.close()
-    iterator.close()
-    return folder / "run", config, state, abstract
-
-
-def tokens_of(config):
-    return build_token_iterator(config.data, batch_size_per_process=8, seed=0)
-
-
-def test_a_training_state_moves_to_torch_and_back_bit_by_bit(trained_state, tmp_path, capsys):
-    folder, config, state, abstract = trained_state
-    assert call(folder, tmp_path / "torch", "--to", "torch") == 0
-    assert "keeps training state: optimizer, random numbers" in capsys.readouterr().out
-    assert call(tmp_path / "torch", tmp_path / "jax") == 0
-    checkpoints, iterator = Checkpoints(tmp_path / "jax", config.checkpoint), tokens_of(config)
-    assert checkpoints.meta(6) == Meta(config, 6, {"loss": 2.5}, Progress({"loss": (7.5, 3, "float32")}, 2))
-    restored = checkpoints.restore(abstract, iterator)
-    checkpoints.close()
-    iterator.close()
-    assert iterator.position == 8
-    assert jax.tree.structure(restored) == jax.tree.structure(state)
-    for (path, ours), theirs in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(restored)):
-        assert ours.dtype == theirs.dtype, path
-        np.testing.assert_array_equal(ours, theirs, err_msg=jax.tree_util.keystr(path))
-
-
-def test_torch_continues_from_a_converted_training_state(trained_state, tmp_path):
-    folder, config, state, _ = trained_state
-    assert call(folder, tmp_path / "run", "--to", "torch") == 0
-    torch_state, iterator = create_generator_state(config), tokens_of(config)
-    TorchCheckpoints(tmp_path / "run", config.checkpoint).restore(torch_state, iterator)
-    iterator.close()
-    assert (torch_state.step, iterator.position) == (6, 8)
-    assert torch_state.rng.tolist() == np.asarray(state.rng).tolist()
-    adam = next(part for part in state.optimizer if hasattr(part, "nu"))
-    moments = torch_state.to_dict()["optimizer"]
-    assert int(moments["count"]) == 6
-    for name in ("blocks.1.attention.wqkv", "blocks.0.ada_lin.1"):
-        expected = np.asarray(adam.nu[f"{name}.kernel"]).T
-        np.testing.assert_array_equal(moments["nu"][f"{name}.weight"], expected)
-    assert bool(torch_state.generator_ema) == (config.optimizer.ema_decay is not None)
-
-
-def test_other_formats_say_what_they_leave_of_a_training_state(trained_state, tmp_path, capsys):
-    folder = trained_state[0]
-    assert call(folder, tmp_path / "x.safetensors") == 0
-    assert "drops training state and position in the data: the target holds weights only" in capsys.readouterr().out
-    assert call(folder, tmp_path / "x.pt", "--weights", "raw") == 0
-    assert read_torch(tmp_path / "x.pt").keys() & {"rest", "data", "generator_ema", "generator"} == {"generator"}
