@@ -5,6 +5,8 @@ Shape legend: B batch, H/W pixels, T tokens, S sub-tokens per position.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,15 +29,16 @@ class FrozenTokenizer:
     Args:
         config: the generator's run.
         mesh: where images to be encoded are.
+        place: its checkpoint; None: where the configuration says.
 
     Raises:
         CheckpointError: no such checkpoint, or not what the model is for.
         DataError: it is not the tokenizer that made the shards.
     """
 
-    def __init__(self, config: GeneratorConfig, mesh: Mesh):
+    def __init__(self, config: GeneratorConfig, mesh: Mesh, place: Path | None = None):
         assert config.tokenizer is not None
-        self.tokenizer, self._model = Tokenizer.load(config.tokenizer), config.model
+        self.tokenizer, self._model = Tokenizer.load(place or config.tokenizer), config.model
         require_fitting_tokenizer(config, self.tokenizer.config)
         require_same_tokenizer(config, self.tokenizer.fingerprint())
         self._mesh, self._network = mesh, build_autoencoder(self.tokenizer.config)

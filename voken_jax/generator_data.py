@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -44,15 +45,16 @@ class GeneratorData:
     Args:
         config: the run.
         mesh: axes (data, fsdp, model).
+        tokenizer: checkpoint of the tokenizer; None: where the configuration says.
 
     Raises:
         CheckpointError: the tokenizer is not there, or not what the model is for.
         DataError: held-out shards cannot be used, or the tokenizer is not the one that made the shards.
     """
 
-    def __init__(self, config: GeneratorConfig, mesh: Mesh):
+    def __init__(self, config: GeneratorConfig, mesh: Mesh, tokenizer: Path | None = None):
         self._config, self._mesh = config, mesh
-        self.tokenizer = None if config.tokenizer is None else FrozenTokenizer(config, mesh)
+        self.tokenizer = None if config.tokenizer is None else FrozenTokenizer(config, mesh, tokenizer)
         place = jax.process_index(), jax.process_count()
         self._held_out = open_held_out(config, *place) if config.data.held_out else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -38,15 +39,16 @@ class GeneratorTask(Task):
     Args:
         config: the run.
         per_epoch: steps of one epoch.
+        tokenizer: checkpoint of the tokenizer; None: where the configuration says.
     """
 
     config: GeneratorConfig
     abstract: GeneratorState
 
-    def __init__(self, config: GeneratorConfig, per_epoch: int):
+    def __init__(self, config: GeneratorConfig, per_epoch: int, tokenizer: Path | None = None):
         self.config, self.mesh = config, make_mesh(config.mesh)
         check_batch(config, self.mesh)
-        self.data = GeneratorData(config, self.mesh)
+        self.data = GeneratorData(config, self.mesh, tokenizer)
         self.total_steps = config.training.steps or (config.training.epochs or 0) * per_epoch
         self.shown = generator_logs.shown(config)
         self.rates = generator_logs.rates(config, jax.devices()[0].device_kind, self.mesh.size)

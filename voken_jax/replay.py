@@ -6,6 +6,7 @@ from pathlib import Path
 
 from voken_common.config import AnyConfig
 from voken_common.errors import CheckpointError
+from voken_common.first_stage import tokenizer_of_run
 from voken_common.health import check_replayed, describe_replay, load_failed_batch
 from voken_jax.checkpoint import Checkpoints
 from voken_jax.trainer import build, open_data
@@ -29,7 +30,8 @@ def replay(config: AnyConfig, workdir: Path, path: Path) -> dict[str, float]:
     check_replayed(path, batch, config.training.batch_size)
     iterator = open_data(config)
     try:
-        task = build(config, -(-len(iterator.source) // config.training.batch_size))
+        per_epoch = -(-len(iterator.source) // config.training.batch_size)
+        task = build(config, per_epoch, tokenizer_of_run(config, workdir))
         checkpoints = Checkpoints(workdir, config.checkpoint)
         try:
             latest = checkpoints.latest_step()

@@ -11,6 +11,7 @@ import jax
 from voken_common.checkpoints import Progress, check_same_run
 from voken_common.config import AnyConfig, to_yaml
 from voken_common.files import replacing
+from voken_common.first_stage import tokenizer_of_run
 from voken_common.profiling import FOLDER, Profiler
 from voken_common.run_lock import held
 from voken_common.run_loop import Hooks, RunLoop
@@ -43,7 +44,8 @@ def train(config: AnyConfig, workdir: Path, profile: int = 0) -> dict[str, float
     """
     iterator = open_data(config)
     try:
-        task = build(config, -(-len(iterator.source) // config.training.batch_size))
+        per_epoch = -(-len(iterator.source) // config.training.batch_size)
+        task = build(config, per_epoch, tokenizer_of_run(config, workdir))
         with held(workdir, jax.process_index() == 0, any_process):
             checkpoints = Checkpoints(workdir, config.checkpoint)
             try:
@@ -62,9 +64,17 @@ def open_data(config: AnyConfig) -> Any:
     return open_images(config) if isinstance(config, Config) else open_tokens(config)
 
 
-def build(config: AnyConfig, per_epoch: int) -> Task:
-    """Networks, optimizer and programs on a mesh over all devices; `per_epoch` is the number of steps of an epoch."""
-    return TokenizerTask(config, per_epoch) if isinstance(config, Config) else GeneratorTask(config, per_epoch)
+def build(config: AnyConfig, per_epoch: int, tokenizer: Path | None = None) -> Task:
+    """Networks, optimizer and programs on a mesh over all devices.
+
+    Args:
+        config: of a tokenizer or a generator.
+        per_epoch: steps of one epoch.
+        tokenizer: of a generator, its checkpoint; None: where the configuration says.
+    """
+    if isinstance(config, Config):
+        return TokenizerTask(config, per_epoch)
+    return GeneratorTask(config, per_epoch, tokenizer)
 
 
 def _start(task: Task, checkpoints: Checkpoints, iterator: Any) -> tuple[Any, Progress]:

@@ -5,6 +5,8 @@ Shape legend: B batch, H/W pixels, T tokens, S sub-tokens per position.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -22,18 +24,19 @@ class FrozenTokenizer:
     Args:
         config: the generator's run.
         runtime: this process's device.
+        place: its checkpoint; None: where the configuration says.
 
     Raises:
         CheckpointError: no such checkpoint, or not what the model is for.
         DataError: it is not the tokenizer that made the shards.
     """
 
-    def __init__(self, config: GeneratorConfig, runtime: Runtime):
+    def __init__(self, config: GeneratorConfig, runtime: Runtime, place: Path | None = None):
         # Imported late: Grain loads JAX where JAX is installed.
         from voken_common.data.generator_data import require_fitting_tokenizer, require_same_tokenizer
 
         assert config.tokenizer is not None
-        self.tokenizer, self._model = Tokenizer.load(config.tokenizer, runtime=runtime), config.model
+        self.tokenizer, self._model = Tokenizer.load(place or config.tokenizer, runtime=runtime), config.model
         require_fitting_tokenizer(config, self.tokenizer.config)
         require_same_tokenizer(config, self.tokenizer.fingerprint())
 

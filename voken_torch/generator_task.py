@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,16 +48,17 @@ class GeneratorTask(Task):
         config: the run.
         per_epoch: steps of one epoch.
         runtime: this process's device.
+        tokenizer: checkpoint of the tokenizer; None: where the configuration says.
     """
 
     config: GeneratorConfig
     state: GeneratorState
 
-    def __init__(self, config: GeneratorConfig, per_epoch: int, runtime: Runtime):
+    def __init__(self, config: GeneratorConfig, per_epoch: int, runtime: Runtime, tokenizer: Path | None = None):
         from voken_common.data.generator_data import open_held_out
 
         self.config, self.runtime = config, runtime
-        self.tokenizer = None if config.tokenizer is None else FrozenTokenizer(config, runtime)
+        self.tokenizer = None if config.tokenizer is None else FrozenTokenizer(config, runtime, tokenizer)
         self.held_out = open_held_out(config, process_index(), process_count()) if config.data.held_out else None
         self.total_steps = config.training.steps or (config.training.epochs or 0) * per_epoch
         self.shown = generator_logs.shown(config)

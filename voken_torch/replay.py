@@ -7,6 +7,7 @@ from pathlib import Path
 
 from voken_common.config import AnyConfig
 from voken_common.errors import CheckpointError, NonFiniteError
+from voken_common.first_stage import tokenizer_of_run
 from voken_common.health import check_replayed, describe_replay, load_failed_batch
 from voken_torch.checkpoint import Checkpoints
 from voken_torch.device import Runtime
@@ -32,7 +33,8 @@ def replay(config: AnyConfig, workdir: Path, path: Path, runtime: Runtime | None
     check_replayed(path, batch, config.training.batch_size)
     iterator = open_data(config)
     try:
-        task = build(config, -(-len(iterator.source) // config.training.batch_size), runtime or Runtime())
+        per_epoch = -(-len(iterator.source) // config.training.batch_size)
+        task = build(config, per_epoch, runtime or Runtime(), tokenizer_of_run(config, workdir))
         checkpoints = Checkpoints(workdir, config.checkpoint)
         latest = checkpoints.latest_step()
         if latest is None:

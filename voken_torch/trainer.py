@@ -10,6 +10,7 @@ import torch
 from voken_common.checkpoints import Progress, check_same_run
 from voken_common.config import AnyConfig, to_yaml
 from voken_common.files import replacing
+from voken_common.first_stage import tokenizer_of_run
 from voken_common.profiling import FOLDER, Profiler
 from voken_common.run_lock import held
 from voken_common.run_log import StopRequest
@@ -46,7 +47,8 @@ def train(config: AnyConfig, workdir: Path, runtime: Runtime | None = None, prof
     iterator = open_data(config)
     try:
         runtime = runtime or Runtime()
-        task = build(config, -(-len(iterator.source) // config.training.batch_size), runtime)
+        per_epoch = -(-len(iterator.source) // config.training.batch_size)
+        task = build(config, per_epoch, runtime, tokenizer_of_run(config, workdir))
         with held(workdir, process_index() == 0, lambda flag: any_process(flag, runtime.device)):
             checkpoints = Checkpoints(workdir, config.checkpoint)
             progress = _resume(task, checkpoints, iterator)
@@ -61,11 +63,18 @@ def open_data(config: AnyConfig) -> Any:
     return open_images(config) if isinstance(config, Config) else open_tokens(config)
 
 
-def build(config: AnyConfig, per_epoch: int, runtime: Runtime) -> Task:
-    """State, step and validation on this process's device; `per_epoch` is the number of steps of an epoch."""
+def build(config: AnyConfig, per_epoch: int, runtime: Runtime, tokenizer: Path | None = None) -> Task:
+    """State, step and validation on this process's device.
+
+    Args:
+        config: of a tokenizer or a generator.
+        per_epoch: steps of one epoch.
+        runtime: this process's device.
+        tokenizer: of a generator, its checkpoint; None: where the configuration says.
+    """
     if isinstance(config, Config):
         return TokenizerTask(config, per_epoch, runtime)
-    return GeneratorTask(config, per_epoch, runtime)
+    return GeneratorTask(config, per_epoch, runtime, tokenizer)
 
 
 def _resume(task: Task, checkpoints: Checkpoints, iterator: Any) -> Progress:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,7 +60,9 @@ def restored(workdir, config):
     iterator = build_token_iterator(config.data, batch_size_per_process=config.training.batch_size, seed=config.seed)
     checkpoints = Checkpoints(workdir, config.checkpoint)
     try:
-        return checkpoints.restore(trainer.build(config, 5).abstract, iterator), iterator.position
+        return checkpoints.restore(
+            trainer.build(config, 5, Path(config.tokenizer)).abstract, iterator
+        ), iterator.position
     finally:
         checkpoints.close()
         iterator.close()
@@ -92,7 +95,7 @@ def test_what_is_logged(run):
     assert config.optimizer.weight_decay < values["weight_decay"] < config.optimizer.weight_decay_end
     assert logged[1][1]["weight_decay"] == pytest.approx(config.optimizer.weight_decay_end)
     assert logged[1][1]["loss"] < values["loss"]
-    rates = trainer.build(config, 5).rates
+    rates = trainer.build(config, 5, Path(config.tokenizer)).rates
     assert rates == {"tokens_per_second": 64.0}, "no peak is known for a CPU"
 
 
@@ -115,7 +118,9 @@ def test_stopped_and_resumed_equals_at_once(run, tmp_path, monkeypatch):
     assert_same_state(state, expected)
     assert train(config, own) == metrics, "a finished run returns its last validation and does nothing"
     assert len(steps) == STEPS
-    assert trainer.build(config, 5).program.program._cache_size() == 1, "a restored state is laid out as a fresh one"
+    assert trainer.build(config, 5, Path(config.tokenizer)).program.program._cache_size() == 1, (
+        "a restored state is laid out as a fresh one"
+    )
 
 
 def test_averages_can_be_switched_on_in_the_middle(run, tmp_path):
@@ -189,7 +194,7 @@ def test_images_are_encoded_as_they_come_and_unfit_ones_are_told(trained, tmp_pa
         (["model.vocabularies=[64]"], "with vocabularies [256], model.vocabularies expects [64]"),
         (["model.classes=2"], "has labels up to 2, model.classes 2 expects less"),
         (["data.train=nowhere"], "no token shards in nowhere"),
-        (["tokenizer=nowhere"], "no checkpoint in nowhere"),
+        (["tokenizer=nowhere"], "whose tokenizer is nowhere: found nothing at "),
         (["mesh.model=4", "mesh.fsdp=2"], "mesh.model 4 must divide model.heads 2"),
         (["training.batch_size=12"], "training.batch_size 12 is not divisible by 8"),
     ],

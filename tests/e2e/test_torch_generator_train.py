@@ -1,6 +1,7 @@
 """Training a generator in PyTorch: what it leaves, resume, several processes with split weights, and its errors."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,8 +135,9 @@ def test_averages_can_be_switched_on_in_the_middle(shards, tmp_path):
 def test_images_are_encoded_as_they_come(tokenizer, tmp_path, capsys):
     images = TINY["data"] | {"train": {"kind": "skimage", "region": "train", "crops": 40}}
     mapping = generator_mapping(
-        tmp_path, ADAPTIVE, tokenizer=str(tokenizer), data={"train": None, "validation": None, "images": images}
+        tmp_path, ADAPTIVE, tokenizer="elsewhere/tok", data={"train": None, "validation": None, "images": images}
     )
+    shutil.copytree(tokenizer, tmp_path / "tok")  # beside the work directory
     mapping["model"]["classes"] = 50
     file = write_generator(tmp_path, mapping)
     arguments = ["--config", str(file), "--workdir", str(tmp_path / "run"), "--device", "cpu"]
