@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Int
 
 from voken_common.flops import peak_flops, sample_flops
+from voken_common.generation import seed_of
 from voken_common.generator_schema import GeneratorConfig
-from voken_common.schedules import Schedule, cosine_weight_decay
+from voken_common.schedules import Schedule, scheduled_weight_decay
 
 logger = logging.getLogger("voken")
 
@@ -35,10 +36,9 @@ def with_schedules(
 ) -> dict[str, float]:
     """What is logged after the `number`-th step (from 1): means, perplexities, learning rate and weight decay."""
     optimizer = config.optimizer
-    end = optimizer.weight_decay_end or optimizer.weight_decay
     scheduled = {
         "learning_rate": optimizer.learning_rate * float(schedule(number - 1)),
-        "weight_decay": float(cosine_weight_decay(number - 1, optimizer.weight_decay, end, total_steps)),
+        "weight_decay": float(scheduled_weight_decay(optimizer, number - 1, total_steps)),
     }
     return {**means, **perplexities(means), **scheduled}
 
@@ -63,3 +63,8 @@ def rates(config: GeneratorConfig, device: str, devices: int) -> dict[str, float
 def shown_labels(count: int, classes: int) -> Int[np.ndarray, " B"]:
     """As many classes as there are samples, spread over all of them; each of them in turn if there are fewer."""
     return (np.arange(count) * max(classes // max(count, 1), 1) % classes).astype(np.int32)
+
+
+def shown_seeds(seed: int, count: int) -> list[int]:
+    """A seed for each of the samples that a run shows, as `Generator.sample` takes them from the run's seed."""
+    return [seed_of(seed, number) for number in range(count)]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from voken_common.generator_schema import GeneratorConfig
+from voken_common.generator_schema import GeneratorConfig, GeneratorOptimizerConfig
 from voken_common.schema import Config
 
 
@@ -84,3 +84,8 @@ def cosine_weight_decay(step: Any, start: float, end: float, total: int, xp: Mod
     """Weight decay moving from `start` to `end` along half a cosine over `total` steps."""
     it = xp.asarray(step, float)
     return end + (start - end) * (0.5 + 0.5 * xp.cos(np.pi * it / max(total - 1, 1)))
+
+
+def scheduled_weight_decay(config: GeneratorOptimizerConfig, step: Any, total: int, xp: ModuleType = np) -> Any:
+    """Weight decay of a generator at `step` of `total`; constant where no end is given."""
+    return cosine_weight_decay(step, config.weight_decay, config.weight_decay_end or config.weight_decay, total, xp)

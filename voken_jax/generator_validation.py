@@ -14,12 +14,12 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from voken_common.generator_logs import perplexities
+from voken_common.generator_logs import perplexities, shown_seeds
 from voken_common.generator_schema import GeneratorConfig
 from voken_jax.generator_step import Batch
 from voken_jax.models.functional import Network, Weights
 from voken_jax.models.stacked import bind_stacked, unstack_layers
-from voken_jax.sampling import generate
+from voken_jax.sampling import compiler_options, generate
 from voken_jax.sharding import replicated
 
 
@@ -35,7 +35,7 @@ class GeneratorValidator:
     def __init__(self, config: GeneratorConfig, network: Network, mesh: Mesh):
         self._config, self._network, self._mesh = config, network, mesh
         self._program = jax.jit(self._sums, out_shardings=replicated(mesh))
-        self._sampler = jax.jit(self._generate, out_shardings=replicated(mesh))
+        self._sampler = jax.jit(self._generate, out_shardings=replicated(mesh), compiler_options=compiler_options())
 
     def __call__(self, weights: Weights, batches: Iterable[Batch]) -> dict[str, float]:
         """Metrics of held-out tokens, without dropout; the perplexity is that of the mean loss.
@@ -53,8 +53,11 @@ class GeneratorValidator:
         return {**metrics, **perplexities(metrics)}
 
     def sample(self, weights: Weights, labels: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B T S"]:
-        """Tokens of one sample per label, drawn as the configuration says; the same at every validation of a run."""
-        return np.asarray(self._sampler(weights, np.asarray(labels, np.int32)))
+        """Tokens of one sample per label, drawn as the configuration says; the same at every validation of a run, and
+        those that `Generator.sample` draws with the run's seed.
+        """
+        seeds = np.array(shown_seeds(self._config.seed, len(labels)), np.uint32)
+        return np.asarray(self._sampler(weights, np.asarray(labels, np.int32), seeds))
 
     def _sums(self, weights: Weights, batch: Batch) -> dict[str, Array]:
         with jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):
@@ -69,7 +72,6 @@ class GeneratorValidator:
             total = total + sums[f"loss{suffix}"]
         return {"loss": total, **sums, "samples": mask.sum()}
 
-    def _generate(self, weights: Weights, labels: Array) -> Array:
-        keys = jax.random.split(jax.random.key(self._config.seed), labels.shape[0])
+    def _generate(self, weights: Weights, labels: Array, seeds: Array) -> Array:
         model = self._network.bind(unstack_layers(weights))
-        return generate(model, labels, keys, self._config.sampling.settings())
+        return generate(model, labels, jax.vmap(jax.random.key)(seeds), self._config.sampling.settings())

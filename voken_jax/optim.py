@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Int
 
 from voken_common.generator_schema import GeneratorOptimizerConfig
-from voken_common.schedules import Schedule, cosine_weight_decay
+from voken_common.schedules import Schedule, scheduled_weight_decay
 from voken_common.schema import OptimizerConfig
 
 
@@ -65,13 +65,12 @@ def build_generator_optimizer(
     """AdamW with both schedules behind an optional clip of the global norm.
 
     Learning rate and weight decay at the n-th update (0-based) are `learning_rate * schedule(n)` and
-    `cosine_weight_decay(n)`, the latter constant where no end is given.
+    `scheduled_weight_decay(n)`.
     """
-    start, end = config.weight_decay, config.weight_decay_end or config.weight_decay
     parts = [] if config.gradient_clip is None else [optax.clip_by_global_norm(config.gradient_clip)]
     parts += [
         optax.scale_by_adam(b1=config.betas[0], b2=config.betas[1], eps=config.epsilon),
-        scheduled_decay(lambda n: cosine_weight_decay(n, start, end, total_steps, jnp), not config.decay_all),
+        scheduled_decay(lambda n: scheduled_weight_decay(config, n, total_steps, jnp), not config.decay_all),
         optax.scale_by_learning_rate(lambda count: config.learning_rate * schedule(count, jnp)),
     ]
     return optax.chain(*parts)

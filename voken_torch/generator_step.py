@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from voken_common import names
 from voken_common.errors import NonFiniteError
 from voken_common.generator_schema import GeneratorConfig
-from voken_common.schedules import Schedule, cosine_weight_decay
+from voken_common.schedules import Schedule, scheduled_weight_decay
 from voken_torch import optim
 from voken_torch.device import Runtime
 from voken_torch.models.generator import Adaptive, Factorized, build_generator
@@ -228,8 +228,7 @@ class GeneratorStep:
     def _update(self, state: GeneratorState, norm: Float[Tensor, ""]) -> None:
         settings = self.config.optimizer
         rate = settings.learning_rate * float(self.schedule(state.step))
-        end = settings.weight_decay_end or settings.weight_decay
-        decay = float(cosine_weight_decay(state.step, settings.weight_decay, end, self.total_steps))
+        decay = float(scheduled_weight_decay(settings, state.step, self.total_steps))
         groups: list[dict[str, Any]] = state.optimizer.param_groups
         for group in groups:
             group["weight_decay"] = decay if group["decays"] else 0.0

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
-from voken_common.generator_logs import perplexities
+from voken_common.generator_logs import perplexities, shown_seeds
 from voken_common.generator_schema import GeneratorConfig
 from voken_torch.device import Runtime
 from voken_torch.generator_step import Batch
@@ -51,8 +51,10 @@ class GeneratorValidator:
         return {**metrics, **perplexities(metrics)}
 
     def sample(self, network: Factorized | Adaptive, labels: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B T S"]:
-        """Tokens of one sample per label, drawn as the configuration says; the same at every validation of a run."""
-        seeds = [self._config.seed + number for number in range(len(labels))]
+        """Tokens of one sample per label, drawn as the configuration says; the same at every validation of a run, and
+        those that `Generator.sample` draws with the run's seed.
+        """
+        seeds = shown_seeds(self._config.seed, len(labels))
         classes = torch.from_numpy(labels).long().to(self._runtime.device)
         with self._runtime.autocast(self._config.precision.compute_dtype):
             tokens = generate(network, classes, seeds, self._config.sampling.settings())

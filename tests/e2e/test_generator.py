@@ -18,14 +18,19 @@ from voken_common.files import replacing
 from voken_common.generation import seed_of
 from voken_common.pixels import to_uint8
 from voken_common.sampling import Sampling
+from voken_common.tokens import join_ids
 from voken_jax import sample as jax_sample
 from voken_jax.convert import main as convert
 from voken_jax.generator import Generator as JaxGenerator
+from voken_jax.generator_validation import GeneratorValidator as JaxValidator
+from voken_jax.models.stacked import stack_layers
+from voken_jax.sharding import make_mesh
 from voken_jax.tokenizer import Tokenizer
 from voken_torch import sample as torch_sample
 from voken_torch.checkpoint import Checkpoints
 from voken_torch.generator import Generator as TorchGenerator
 from voken_torch.generator_step import create_generator_state
+from voken_torch.generator_validation import GeneratorValidator as TorchValidator
 from voken_torch.models.autoencoder import Autoencoder
 from voken_torch.models.generator import build_generator
 from voken_torch.models.layers import Policy
@@ -265,3 +270,14 @@ def test_one_compiled_program_per_size(folder):
     assert generator._generate._cache_size() == 1
     with jax.checking_leaks():
         generator.sample([0, 1], images=False)
+
+
+def test_pictures_of_a_run_can_be_drawn_again(adaptive, framework):
+    labels, config = np.array([0, 2], np.int32), adaptive.config
+    if framework == "jax":
+        validator = JaxValidator(config, adaptive._network, make_mesh(config.mesh))
+        shown = validator.sample(stack_layers(adaptive._weights), labels)
+    else:
+        shown = TorchValidator(config, adaptive.runtime).sample(adaptive._network, labels)
+    drawn = np.asarray(adaptive.sample(labels, seed=config.seed, images=False).ids)
+    np.testing.assert_array_equal(join_ids(shown, config.model.vocabularies).reshape(drawn.shape), drawn)

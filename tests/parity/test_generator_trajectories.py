@@ -10,7 +10,7 @@ from tests.golden_cases import assert_numbers, weights_for
 from tests.parity.test_generators import tokens_of, transformer_config
 from voken_common import names
 from voken_common.generator_schema import GeneratorConfig, GeneratorOptimizerConfig, SamplingConfig, TokenDataConfig
-from voken_common.schedules import build_schedule, cosine_weight_decay
+from voken_common.schedules import build_schedule, scheduled_weight_decay
 from voken_common.schema import MeshConfig, PrecisionConfig, ScheduleConfig, TrainingConfig
 from voken_jax.generator_step import GeneratorStep, init_generator_state
 from voken_jax.models.functional import Network
@@ -35,7 +35,7 @@ def trajectory_config(case):
             learning_rate=given["lr"],
             weight_decay=given["weight_decay"],
             weight_decay_end=given["weight_decay_end"],
-            gradient_clip=given["clip"],
+            gradient_clip=given["clip"] or None,
             schedule=ScheduleConfig(
                 kind="lin0", warmup_steps=given["warmup_iters"], start_factor=given["wp0"], end_factor=given["wpe"]
             ),
@@ -75,9 +75,7 @@ def test_trajectory(case, x64):
             "loss": metrics["loss"],
             "grad_norm": metrics["grad_norm"],
             "lr": config.optimizer.learning_rate * schedule(number),
-            "weight_decay": cosine_weight_decay(
-                number, config.optimizer.weight_decay, config.optimizer.weight_decay_end, total
-            ),
+            "weight_decay": scheduled_weight_decay(config.optimizer, number, total),
         }
         assert_numbers(found, expected, f"step {number}")
     assert int(state.failure) == 0

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -149,9 +150,17 @@ def test_greedy_tokens_through_the_cache_and_without_it(case, x64):
     assert found
 
 
+def filtered_logits(case):
+    """What a case filters, by its own words: `2*uniform((4,50),seed,"logits")`."""
+    factor, shape, name = re.fullmatch(
+        r'([\d.]+)\*uniform\(\(([\d, ]+)\), ?seed, ?"(\w+)"\)', case.config["logits"]
+    ).groups()
+    return float(factor) * uniform(tuple(map(int, shape.split(","))), case.seed, name)
+
+
 @kinds("top_k_top_p")
 def test_filters(case, precision):
-    logits = jnp.asarray(2 * uniform((4, 50), case.seed, "logits"), precision)
+    logits = jnp.asarray(filtered_logits(case), precision)
     for number, (top_k, top_p) in enumerate(case.config["settings"]):
         probabilities = jax.nn.softmax(filter_logits(logits, top_k, top_p))
         tolerance = None if precision == "float64" else FORWARD_FLOAT32

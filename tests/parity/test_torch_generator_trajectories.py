@@ -4,7 +4,7 @@ import torch
 
 from tests.golden_cases import assert_numbers, weight
 from tests.parity.test_generator_trajectories import batch_of, trajectory_config
-from voken_common.schedules import build_schedule, cosine_weight_decay
+from voken_common.schedules import build_schedule, scheduled_weight_decay
 from voken_torch.generator_step import GeneratorStep, create_generator_state
 
 KINDS = ["ar_train_magvit2", "ar_train_ibq"]
@@ -26,7 +26,7 @@ def test_trajectory(case):
             "loss": metrics["loss"],
             "grad_norm": metrics["grad_norm"],
             "lr": settings.learning_rate * schedule(number),
-            "weight_decay": cosine_weight_decay(number, settings.weight_decay, settings.weight_decay_end, total),
+            "weight_decay": scheduled_weight_decay(settings, number, total),
         }
         assert_numbers(found, expected, f"step {number}")
     norms = {name: p.detach().norm() for name, p in state.network.named_parameters()}

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.golden_cases import FORWARD_FLOAT32, assert_close, assert_numbers, uniform, weight
-from tests.parity.test_generators import SUB_TOKENS, kinds, tokens_of, transformer_config
+from tests.golden_cases import FORWARD_FLOAT32, assert_close, assert_numbers, weight
+from tests.parity.test_generators import SUB_TOKENS, filtered_logits, kinds, tokens_of, transformer_config
 from voken_common.sampling import Sampling
 from voken_torch.models.generator import build_generator
 from voken_torch.sampling import filter_logits, generate
@@ -66,7 +66,7 @@ def test_greedy_tokens(case):
 
 @kinds("top_k_top_p")
 def test_filters(case, precision):
-    logits = torch.from_numpy(2 * uniform((4, 50), case.seed, "logits")).to(getattr(torch, precision))
+    logits = torch.from_numpy(filtered_logits(case)).to(getattr(torch, precision))
     for number, (top_k, top_p) in enumerate(case.config["settings"]):
         probabilities = filter_logits(logits, top_k, top_p).softmax(dim=-1)
         tolerance = None if precision == "float64" else FORWARD_FLOAT32
