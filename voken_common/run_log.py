@@ -63,9 +63,9 @@ class RunLog:
         )
         self._last: tuple[float, float] = (time.perf_counter(), first_step)
 
-    def advance(self, step: int) -> None:
-        """So many steps are done; fewer than before where some were refused."""
-        self._bar.update(step - self._bar.n)
+    def advance(self) -> None:
+        """One step more; `training` takes back those that were refused."""
+        self._bar.update()
 
     def scalars(self, step: int, values: Mapping[str, float], prefix: str = "") -> None:
         """Numbers for TensorBoard."""
@@ -78,6 +78,7 @@ class RunLog:
         now, (then, since) = time.perf_counter(), self._last
         rate = (step - since) * self._images / max(now - then, 1e-9)
         self._last = (now, step)
+        self._bar.update(step - self._bar.n)
         rates = {name: rate * factor for name, factor in self._rates.items()}
         self.scalars(step, {**values, **rates}, prefix="train/")
         texts = [f"{name}={values[name]:.4g}" for name in shown if name in values]

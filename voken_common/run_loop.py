@@ -105,7 +105,7 @@ class RunLoop:
                     batch = next(self._batches)
                 profiler.before_step()
                 steps.take(batch)
-                self._log.advance(steps.number)
+                self._log.advance()
                 self._heartbeat.beat(steps.number)
                 stopping = self._hooks.stops(steps.number)
                 if not stopping and not self._due(steps.number):

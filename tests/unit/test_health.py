@@ -199,13 +199,14 @@ def test_the_rate_counts_steps_that_were_not_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(log, "scalars", lambda step, values, prefix: logged.append(values["images_per_second"]))
     clock = iter((100.0, 102.0))
     monkeypatch.setattr("voken_common.run_log.time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
-    # Two steps are refused, and what was begun as the fourth is the second.
-    for step in (1, 2, 3, 2):
-        log.advance(step)
-    assert log._bar.n == 2
+    # Of five steps two are refused, one of them before the pause.
+    for _ in range(3):
+        log.advance()
     log.pause(2)
+    for _ in range(2):
+        log.advance()
     log.training(3, {}, ())
-    assert logged == [1 * 4 / 2.0]
+    assert (logged, log._bar.n) == ([1 * 4 / 2.0], 3)
     log.__exit__(None, None, None)
 
 
