@@ -75,7 +75,8 @@ class TokenizerTask(Task):
 
     def step(self, batch: dict[str, np.ndarray]) -> Metrics:
         """One step of both players."""
-        images = torch.from_numpy(batch["image"]).movedim(-1, 1).contiguous()
+        # Channels move forward on the device, which is quicker at it.
+        images = torch.from_numpy(batch["image"]).to(self.runtime.device).movedim(-1, 1).contiguous()
         return self.program(self.state, images)
 
     def logged(self, means: dict[str, float], number: int) -> dict[str, float]:

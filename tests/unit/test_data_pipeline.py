@@ -2,6 +2,8 @@
 
 import itertools
 import logging
+import threading
+import time
 
 import grain
 import numpy as np
@@ -9,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from voken_common.data import transforms
+from voken_common.data import pipeline, transforms
 from voken_common.data.bad_images import BadImageLimit
 from voken_common.data.errors import DataError, TooManyBadImagesError
 from voken_common.data.photographs import Photographs
@@ -118,6 +120,22 @@ def test_resuming_on_other_processes_with_another_batch_continues_the_order(fold
     parts = [take(config(folder), 3, batch_size=4, process_index=i, process_count=2, state=state)[0] for i in range(2)]
     continued = np.concatenate([joined([a, b]) for a, b in zip(*parts, strict=True)])
     np.testing.assert_array_equal(continued, order[35:59])
+
+
+def test_a_batch_that_is_ready_is_not_counted_before_it_is_taken(folder, monkeypatch):
+    ready, convert = [], pipeline._as_floats
+    monkeypatch.setattr(pipeline, "_as_floats", lambda batch: ready.append(1) or convert(batch))
+    iterator = build_train_iterator(config(folder), batch_size_per_process=5, seed=3)
+    first = next(iterator)
+    until = time.monotonic() + 30
+    while len(ready) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert len(ready) >= 2, "the next batch is made while this one is worked on"
+    state = iterator.get_state()
+    assert (iterator.position, state["position"]) == (5, 5)
+    iterator.close()
+    assert not [thread for thread in threading.enumerate() if "grain-thread-prefetch" in thread.name]
+    assert_same([first, *take(config(folder), 3, state=state)[0]], take(config(folder), 4)[0])
 
 
 def test_going_back_on_a_running_iterator(folder):

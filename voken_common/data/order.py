@@ -83,6 +83,10 @@ class PositionedBatches(grain.DatasetIterator):
     def _batched(self, first: int) -> grain.MapDataset:
         """All batches from position `first` of `order` on, the incomplete last one dropped."""
 
+    def _ahead(self, batches: grain.IterDataset) -> grain.IterDataset:
+        """What the main process does with batches before they are asked for."""
+        return batches
+
     def _finished(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         """What is handed out for an element of `_batched`; runs in the main process."""
         return batch
@@ -156,7 +160,7 @@ class PositionedBatches(grain.DatasetIterator):
         # All processes must see the same number of batches, or the last step would wait for ever.
         whole = len(batches) // count * count
         own = batches[self._placement.process_index : whole : count]
-        return prefetched(own, self._workers, self._bytes_per_batch, read_threads=self._read_threads)
+        return self._ahead(prefetched(own, self._workers, self._bytes_per_batch, read_threads=self._read_threads))
 
 
 def check_process(index: int, count: int) -> None:

@@ -35,10 +35,14 @@ def _collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-def _finish(batch: dict[str, Any], bad: BadImageLog) -> dict[str, np.ndarray]:
-    bad.record(batch.pop("bad"))
+def _as_floats(batch: dict[str, Any]) -> dict[str, Any]:
     pixels = "video" if "video" in batch else "image"
     return batch | {pixels: transforms.to_float(np.asarray(batch[pixels]))}
+
+
+def _recorded(batch: dict[str, Any], bad: BadImageLog) -> dict[str, np.ndarray]:
+    bad.record(batch["bad"])
+    return {name: array for name, array in batch.items() if name != "bad"}
 
 
 class TrainIterator(PositionedBatches):
@@ -73,8 +77,13 @@ class TrainIterator(PositionedBatches):
     def _batched(self, first: int) -> grain.MapDataset:
         return self._samples[first:].batch(self.batch_size, drop_remainder=True, batch_fn=_collate)
 
+    def _ahead(self, batches: grain.IterDataset) -> grain.IterDataset:
+        # In a thread, one batch ahead: the loop that waits for a device does not wait for this, too. The position is
+        # that of batches handed out, so nothing is lost with the one that is ready.
+        return grain.experimental.ThreadPrefetchIterDataset(batches.map(_as_floats), prefetch_buffer_size=1)
+
     def _finished(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        return _finish(batch, self._bad)
+        return _recorded(batch, self._bad)
 
 
 def _mixed_order(source: ImageSource, placement: Placement) -> grain.MapDataset | None:
@@ -170,7 +179,7 @@ class ValidationBatches:
         batches = iter(rows.map(self._load_batch).to_iter_dataset(grain.ReadOptions(threads, threads)))
         try:
             for batch in batches:
-                yield _finish(batch, bad)
+                yield _recorded(_as_floats(batch), bad)
         finally:
             batches.close()
 
