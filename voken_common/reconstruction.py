@@ -43,7 +43,13 @@ def build_parser(program: str, description: str | None) -> argparse.ArgumentPars
 
 
 def step_of(text: str) -> Any:
-    """The value of `--step`."""
+    """The value of `--step`.
+
+    Raises:
+        ValueError: neither a number nor one of the two words.
+    """
+    if not text.isdecimal() and text not in ("latest", "best"):
+        raise ValueError(f"--step {text}: expected latest, best or a number")
     return int(text) if text.isdecimal() else text
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from voken_common.files import replacing
 from voken_common.generation import check_sampling, preset, seed_of
 from voken_common.generator_schema import GeneratorConfig
 from voken_common.reconstruction import step_of
@@ -91,8 +92,7 @@ def run(options: argparse.Namespace, load: Load) -> int:
     try:
         if (options.output is None) == (options.npz is None):
             raise ValueError("one of --output DIR (PNG files) and --npz FILE (one array) is needed")
-        if options.num_per_class < 1:
-            raise ValueError(f"--num-per-class {options.num_per_class}: expected at least 1")
+        _check_numbers(options)
         sampler = load(options, step_of(options.step))
         job = Job(sampler, options)
         print(job.write_npz() if options.npz is not None else job.write_pictures())
@@ -103,6 +103,17 @@ def run(options: argparse.Namespace, load: Load) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    for name, least in (("num_per_class", 1), ("batch_size", 1), ("seed", 0), ("process_count", 1)):
+        if (value := getattr(options, name)) < least:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: expected at least {least}")
+    if not 0 <= options.process_index < options.process_count:
+        raise ValueError(
+            f"--process-index {options.process_index} of --process-count {options.process_count}: expected 0 to "
+            f"{options.process_count - 1}"
+        )
 
 
 def parse_classes(text: str, classes: int) -> list[int]:
@@ -143,7 +154,8 @@ def parse_sampling(options: argparse.Namespace, config: GeneratorConfig) -> Samp
                 changes[name] = tuple(kind(part) for part in text.split(","))
             except ValueError as error:
                 flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} {text}: expected numbers, one per sub-token, such as 1 or 1,2") from error
+                wanted = "whole numbers" if kind is int else "numbers"
+                raise ValueError(f"--{flag} {text}: expected {wanted}, one per sub-token, such as 1 or 1,2") from error
     return check_sampling(base.settings()._replace(**changes), config)
 
 
@@ -207,6 +219,8 @@ class Job:
     def write_pictures(self) -> str:
         """PNG files per class and, once all are there, a grid with a row per class. Returns what to say."""
         output, options = Path(self._options.output), self._options
+        if output.exists() and not output.is_dir():
+            raise ValueError(f"--output {output} is a file, expected a folder")
         self._require_same(output / SETTINGS_FILE)
         mine = range(options.process_index, self._total, options.process_count)
         missing = [number for number in mine if not self._picture(output, number).is_file()]
@@ -244,8 +258,8 @@ class Job:
                 f"{file.parent} holds pictures made with other settings ({', '.join(changed)}; {changed[0]} was "
                 f"{found.get(changed[0])}, is {settings[changed[0]]}): use another --output"
             )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(settings, indent=1))
+        with replacing(file) as new:
+            new.write(json.dumps(settings, indent=1).encode())
 
     def _progress(self, total: int, done: int) -> tqdm[Any]:
         options = self._options

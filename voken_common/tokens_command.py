@@ -72,6 +72,9 @@ def run(options: argparse.Namespace, load: Load) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.WARNING)
     try:
+        for name in ("batch_size", "max_images"):
+            if (value := getattr(options, name)) is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {value}: expected at least 1")
         _decode(options, load) if options.decode else _encode(options, load)
     except KeyboardInterrupt:
         print("interrupted: run the same command to go on", file=sys.stderr)
@@ -93,13 +96,14 @@ def data_config(options: argparse.Namespace, config: Config) -> DataConfig:
     foreign = [override for override in options.overrides if not override.startswith("data.")]
     if foreign:
         raise ConfigError(f"--set {foreign[0]}: only settings of the data can be changed here, as data.KEY=VALUE")
-    data = with_overrides(config, options.overrides).data
-    changes: dict[str, Any] = {"image_size": options.image_size, "resize": options.resize}
-    if options.split == "validation":
-        if data.validation is None:
-            raise ConfigError("--split validation: the data section names no validation source")
-        changes["train"] = data.validation
-    return data.model_copy(update={key: value for key, value in changes.items() if value is not None})
+    short = {"image_size": options.image_size, "resize": options.resize}
+    named = [f"data.{key}={value}" for key, value in short.items() if value is not None]
+    data = with_overrides(config, [*options.overrides, *named]).data
+    if options.split == "train":
+        return data
+    if data.validation is None:
+        raise ConfigError("--split validation: the data section names no validation source")
+    return data.model_copy(update={"train": data.validation})
 
 
 def _encode(options: argparse.Namespace, load: Load) -> None:

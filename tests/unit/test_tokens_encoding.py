@@ -1,6 +1,7 @@
 """Encoding a data set with a tokenizer that is plain arithmetic: crops, shards, processes, bad images, resumption."""
 
 import hashlib
+import json
 import logging
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from tests.e2e.tiny import TINY, quantized_by
 from voken_common.config import ConfigError, validate
 from voken_common.data.errors import DataError, TooManyBadImagesError
+from voken_common.data.schema import DataConfig
 from voken_common.data.token_shards import TokenShardSource
 from voken_common.pixels import from_uint8
 from voken_common.tokens import join_ids
@@ -195,9 +197,9 @@ def test_too_many_bad_images_stop_also_over_processes(damaged, tmp_path):
 def test_settings_that_cannot_be_used(images, tmp_path):
     with pytest.raises(ValueError, match=r"image size 7 is no multiple of 2, the pixels per token of tiny: choose 6"):
         encode(images, tmp_path, changes={"image_size": 7})
-    videos = {"train": {"kind": "video_folder", "path": str(images)}}
+    videos = data(images).model_dump(mode="json") | {"train": {"kind": "video_folder", "path": str(images)}}
     with pytest.raises(DataError, match="the source gives videos, and tokens are made of images"):
-        encode(images, tmp_path, changes=videos)
+        encode_dataset(Corners(), DataConfig.model_validate_json(json.dumps(videos)), tmp_path, Encoding(show=False))
     with pytest.raises(ValueError, match=r"sub-tokens of 6 and 12 bits do not make the 8 bits"):
         encode(images, tmp_path, sub_tokens=(6, 12))
     with pytest.raises(ValueError, match=r"sub-tokens are bits of LFQ codes, tiny is ibq: leave them out"):
@@ -296,6 +298,10 @@ def test_the_command(images, tmp_path, capsys):
         (["--output", output], "error: --checkpoint is missing"),
         ([*command, "--sub-tokens", "6"], "error: --sub-tokens 6: expected the bits of the two sub-tokens"),
         ([*command[:2], "--data", "nowhere/x.txt", *command[4:]], "error: no list file at nowhere/x.txt"),
+        ([*command[:-1], "-8"], "data.image_size = -8 (int): input should be greater than 0"),
+        ([*decode, "--batch-size", "0"], "error: --batch-size 0: expected at least 1"),
+        ([*decode, "--max-images", "-1"], "error: --max-images -1: expected at least 1"),
+        ([*command, "--step", "last"], "error: --step last: expected latest, best or a number"),
     ):
         assert run(build_parser("x", None).parse_args(arguments), lambda *_: Corners()) == 2
         assert message in capsys.readouterr().err
