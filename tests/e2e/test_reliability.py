@@ -92,7 +92,7 @@ def test_means_go_on_where_a_stop_interrupted_them(framework, undisturbed, tmp_p
     assert json.loads((tmp_path / "parts" / "heartbeat.json").read_text())["phase"] == "finished"
 
 
-@FRAMEWORKS
+@pytest.mark.parametrize("framework", [pytest.param("jax", marks=pytest.mark.slow), "torch"])
 def test_skipped_batches_are_as_if_never_drawn(framework, tmp_path, monkeypatch, caplog):
     config, train = small(tmp_path), TRAINERS[framework].train
     original, spoiled, logged = TrainIterator.__next__, (2, 5), []

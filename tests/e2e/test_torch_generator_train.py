@@ -160,6 +160,7 @@ def test_shards_of_another_tokenizer_are_told(tokenizer, tmp_path):
         train(generator_config(tmp_path, ADAPTIVE, tokenizer=str(tokenizer)), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_two_processes_that_share_the_weights_train_as_one(shards, tmp_path):
     mapping = generator_mapping(
         shards, FACTORIZED, precision=DOUBLE, model=NO_DROPOUT, training={"steps": 3}, optimizer={"ema_decay": 0.5}

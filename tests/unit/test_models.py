@@ -166,7 +166,7 @@ def test_statistics_of_half_precision_features_are_those_of_float32():
     np.testing.assert_array_equal(found, group_normalize(x.astype(jnp.float32), 8, 1e-6))
 
 
-@pytest.mark.parametrize("kind", ["lfq", "ibq"])
+@pytest.mark.parametrize("kind", ["lfq", pytest.param("ibq", marks=pytest.mark.slow)])
 def test_remat_changes_no_value_and_no_gradient(kind, x64):
     # In float64: the gradient of an attention's key bias is zero, and float32 would compare rounding with rounding.
     x = images(1, 16, 16).astype(jnp.float64)
