@@ -47,6 +47,8 @@ class TokenDataConfig(Section):
                 f"expected either train (a folder of token shards) or images (encoded as they come), found {found}; "
                 "one that a base file sets is unset with null"
             )
+        if self.images is not None and self.images.is_video:
+            raise ValueError("images gives videos, and generators are for images: use a source of images")
         if self.images is not None and self.validation is not None:
             raise ValueError(
                 f"validation {self.validation} names token shards while training reads images: set images.validation"

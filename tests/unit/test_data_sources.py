@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from voken_common.data.decode import decode_image
-from voken_common.data.errors import DataError
+from voken_common.data.errors import DataError, ImageDecodeError
 from voken_common.data.files import ImageFolder, ListFile, StringTable
 from voken_common.data.photographs import PHOTOGRAPHS, Photographs, load_photograph
-from voken_common.data.schema import ImageFolderConfig, ListFileConfig, SkimageConfig, TFDSConfig
+from voken_common.data.samples import SampleLoader
+from voken_common.data.schema import DataConfig, ImageFolderConfig, ListFileConfig, SkimageConfig, TFDSConfig
 from voken_common.data.sources import build_source
 
 
@@ -254,6 +255,23 @@ def test_tfds_gives_encoded_bytes_without_tensorflow(tfds_dir):
     assert len(build_source(tiny(tfds_dir, split="train[:50%]", label_key=None))) == 3
     assert build_source(tiny(tfds_dir, label_key=None)).read(1)[1] == 0
     assert "tensorflow" not in sys.modules
+
+
+def test_a_damaged_record_is_an_image_that_cannot_be_read(tfds_dir, monkeypatch):
+    class Damaged:
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, index):
+            raise RuntimeError("bad chunk")
+
+    source = build_source(tiny(tfds_dir))
+    monkeypatch.setattr(source, "_records", Damaged())
+    data = DataConfig(train=tiny(tfds_dir), image_size=8)
+    with pytest.raises(
+        ImageDecodeError, match=r"tiny/train\[2\]: cannot be read: damaged record: RuntimeError: bad chunk"
+    ):
+        SampleLoader(source, data).resized(2)
 
 
 def test_tfds_errors(tfds_dir):

@@ -14,6 +14,7 @@ from voken_common.data.pipeline import build_train_iterator, build_validation_ba
 from voken_common.data.schema import DataConfig, ImageFolderConfig, VideoFolderConfig
 from voken_common.data.sources import build_source
 from voken_common.data.video import ClipReader
+from voken_common.generator_schema import TokenDataConfig
 
 CODECS = {"mp4": "libx264", "avi": "mpeg4", "webm": "libvpx"}
 STEP = 8
@@ -259,3 +260,9 @@ def test_configuration_errors(ucf, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(DataError, match=r"reading videos needs PyAV, .* pip install 'voken\[data\]'"):
         build_source(VideoFolderConfig(path=str(ucf)))
+
+
+def test_a_generator_does_not_take_videos():
+    videos = DataConfig(train=VideoFolderConfig(path="videos"), image_size=8)
+    with pytest.raises(ValueError, match="images gives videos, and generators are for images: use a source of images"):
+        TokenDataConfig(images=videos)

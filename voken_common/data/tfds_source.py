@@ -72,8 +72,12 @@ class TFDSSource(ImageSource):
         return len(self._records)
 
     def read(self, index: int) -> tuple[bytes, int]:
-        """The encoded image, and its label or 0."""
-        record = self._records[index]
+        """The encoded image, and its label or 0; raises OSError for a damaged record."""
+        try:
+            record = self._records[index]
+        except Exception as error:
+            # array_record and the decoder of records raise nearly anything for damaged blocks.
+            raise OSError(f"damaged record: {type(error).__name__}: {error}") from error
         label_key = self._config.label_key
         return record[self._config.image_key], 0 if label_key is None else int(record[label_key])
 
