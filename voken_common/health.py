@@ -29,7 +29,7 @@ logger = logging.getLogger("voken")
 HEARTBEAT = "heartbeat.json"
 SKIPPED = "step %d: not finite: %s. This batch is skipped (%d of at most %d) and kept in %s"
 """The warning about a refused batch: step, terms, how many, how many are allowed, file."""
-Phase = Literal["training", "validating", "saving", "finished", "stopped", "failed"]
+Phase = Literal["starting", "training", "validating", "saving", "finished", "stopped", "failed"]
 
 
 class Heartbeat:

@@ -100,6 +100,8 @@ class RunLoop:
         """Train; the metrics of the validation at the last step, or None for a run that was stopped before."""
         steps, validated = self._steps, {}
         with self._log, self._heartbeat.lasting(lambda: steps.number), self._watch, self._hooks.profiler as profiler:
+            # What is left of an earlier run would look like a loop that hangs while the first step is compiled.
+            self._heartbeat.beat(steps.number, "starting")
             while steps.number < self._task.total_steps:
                 with self._watch.waiting():
                     batch = next(self._batches)

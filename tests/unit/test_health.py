@@ -9,6 +9,7 @@ import types
 import numpy as np
 import pytest
 
+from voken_common.checkpoints import Progress
 from voken_common.errors import CheckpointError, NonFiniteError, WorkdirError
 from voken_common.health import (
     CollapseWatch,
@@ -22,6 +23,7 @@ from voken_common.health import (
 from voken_common.profiling import Profiler
 from voken_common.run_lock import RunLock, held
 from voken_common.run_log import RunLog
+from voken_common.run_loop import Hooks, RunLoop
 from voken_common.schema import HealthConfig
 
 
@@ -54,6 +56,31 @@ def test_heartbeat_says_where_the_run_is(tmp_path, monkeypatch):
         raise KeyError
     assert (beats(tmp_path)["step"], beats(tmp_path)["phase"]) == (7, "failed")
     assert [p.name for p in tmp_path.iterdir()] == ["heartbeat.json"]
+
+
+def test_a_run_shows_itself_before_its_first_step(tmp_path):
+    phases = []
+
+    class OneStep:
+        number = 0
+
+        def take(self, batch):
+            phases.append((beats(tmp_path)["step"], beats(tmp_path)["phase"], batch))
+            self.number = 1
+
+        settle, means, progress = lambda _: False, lambda _: {}, lambda _: Progress()
+
+    every = types.SimpleNamespace(every=10)
+    training = types.SimpleNamespace(batch_size=4, log_every=10)
+    config = types.SimpleNamespace(training=training, validation=every, checkpoint=every, health=HealthConfig())
+    task = types.SimpleNamespace(
+        config=config, total_steps=1, shown=(), rates={}, validates=False, logged=lambda means, _: means
+    )
+    profiler = Profiler(tmp_path, 0, lambda: None, lambda: None)
+    hooks = Hooks(lambda *_: {}, lambda *_: None, lambda _: False, profiler, first_process=True)
+    assert RunLoop(task, OneStep(), iter(["batch"]), tmp_path, hooks).to_the_end() == {}
+    assert phases == [(0, "starting", "batch")]
+    assert (beats(tmp_path)["step"], beats(tmp_path)["phase"]) == (1, "finished")
 
 
 def test_heartbeat_that_cannot_be_written_is_told_once(tmp_path, caplog):
