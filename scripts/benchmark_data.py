@@ -241,8 +241,9 @@ def contend(args: argparse.Namespace, folder: Path) -> dict[str, list[tuple[floa
         names = {"name": "voken_benchmark", "data_dir": str(folder / "tfds"), "label_key": None}
         sources["pipeline, array_record"] = TFDSConfig(split="train", **names)
     count = max(1, args.files // (args.rounds * batch))
-    # What Grain (three batches per worker) and the DataLoader (two) prepare while others have their turn.
-    skip = 4 * workers + 2
+    # What Grain (three batches per worker, and two in the main process) and the DataLoader (two) prepare while others
+    # have their turn.
+    skip = 4 * workers + 4
     results: dict[str, list[tuple[float, float]]] = {}
     # Forked, as on Linux it is by default, and before Grain has threads.
     contenders = {"torch DataLoader": Contender(lambda: dataloader(paths, target, batch, workers))}
