@@ -127,6 +127,17 @@ def session(name: DeviceName = "auto", *, fused: bool = False) -> Iterator[Runti
         dist.destroy_process_group()
 
 
+def launched() -> tuple[int, int, int]:
+    """(number of this process, how many there are, its number on this host), as `torchrun` says it; (0, 1, 0) without.
+
+    For processes that have nothing to tell each other: no process group is joined.
+    """
+    rank, count, local = (
+        int(os.environ.get(key, value)) for key, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+    )
+    return rank, count, local
+
+
 def resolve(name: DeviceName, local_index: int = 0) -> torch.device:
     """The torch device of a `--device` option and of a process's number on its machine.
 

@@ -7,7 +7,6 @@ voken_torch.encode ...`. `--decode DIR` turns shards back into images. docs/toke
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,6 @@ from voken_common.tokens_encoding import Encoding
 from voken_torch import device
 from voken_torch.tokenizer import Tokenizer
 
-_LAUNCHED = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-"""What `torchrun` tells its processes, and what holds without it."""
-
 
 def encode_dataset(
     tokenizer: Tokenizer, data: DataConfig, output: str | Path, encoding: Encoding | None = None
@@ -34,8 +30,7 @@ def encode_dataset(
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 input that cannot be used, 130 interrupted."""
-    # Not joined to a process group: the processes have nothing to tell each other.
-    rank, count, local = (int(os.environ.get(key, value)) for key, value in _LAUNCHED)
+    rank, count, local = device.launched()
     parser = tokens_command.build_parser("voken_torch.encode", __doc__, (rank, count))
     parser.add_argument("--device", choices=device.NAMES, default="auto", help="auto: an NPU, else CUDA, else the CPU")
     options = parser.parse_args(arguments)

@@ -10,7 +10,6 @@ says more.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -24,14 +23,10 @@ from voken_common.sampling import Sampling
 from voken_torch import device
 from voken_torch.generator import Generator
 
-_LAUNCHED = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-"""What `torchrun` tells its processes, and what holds without it."""
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 input that cannot be used, 130 interrupted."""
-    # Not joined to a process group: the processes have nothing to tell each other.
-    rank, count, local = (int(os.environ.get(key, value)) for key, value in _LAUNCHED)
+    rank, count, local = device.launched()
     parser = sample_command.build_parser("voken_torch.sample", __doc__, (rank, count))
     parser.add_argument("--device", choices=device.NAMES, default="auto", help="auto: an NPU, else CUDA, else the CPU")
     options = parser.parse_args(arguments)

@@ -134,3 +134,12 @@ def test_hf32_is_switched_off_where_there_is_a_switch(monkeypatch):
     device.set_numerics(types.SimpleNamespace(type="npu"), full_precision=True, deterministic=False)
     assert not switches.conv.allow_hf32
     assert not switches.matmul.allow_hf32
+
+
+def test_what_torchrun_says(monkeypatch):
+    for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(key, raising=False)
+    assert device.launched() == (0, 1, 0)
+    for key, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(key, value)
+    assert device.launched() == (5, 8, 1)
