@@ -22,9 +22,14 @@ class Profiler:
         steps: how many; 0: none.
         start: starts a trace.
         stop: ends it and writes it.
+
+    Raises:
+        ValueError: fewer than no steps.
     """
 
     def __init__(self, folder: Path, steps: int, start: Callable[[], object], stop: Callable[[], object]):
+        if steps < 0:
+            raise ValueError(f"--profile {steps}: expected a number of steps, 0 for none")
         self._folder, self._left, self._wait, self._running = folder, steps, WARM_UP, False
         self._start, self._stop = start, stop
 

@@ -257,3 +257,8 @@ def test_a_trace_covers_what_was_asked_for(tmp_path, steps, made, expected, capl
         number = made
     assert events == expected
     assert ("no trace was made" in caplog.text) == (steps > 0 and not expected)
+
+
+def test_a_trace_of_fewer_than_no_steps(tmp_path):
+    with pytest.raises(ValueError, match="--profile -1: expected a number of steps, 0 for none"):
+        Profiler(tmp_path, -1, lambda: None, lambda: None)
