@@ -232,7 +232,9 @@ def test_batches_of_an_epoch_are_a_permutation(folder):
         found = [(t.tobytes(), int(label)) for t, label in zip(joined(batches)[part], labels[part], strict=True)]
         assert sorted(found) == everything
     assert (joined(batches)[:COUNT] != joined(batches)[COUNT : 2 * COUNT]).any()
+    order = state.pop("source_order")
     assert state == {"version": 1, "position": 10 * COUNT, "seed": 3, "source_length": COUNT}
+    assert order == source.order_fingerprint()
 
 
 def test_resuming_on_other_processes_continues_the_order(folder):
@@ -243,6 +245,15 @@ def test_resuming_on_other_processes_continues_the_order(folder):
     ]
     continued = np.concatenate([joined(pair) for pair in zip(*parts, strict=True)])
     np.testing.assert_array_equal(continued, order[35:59])
+
+
+def test_tokens_of_another_tokenizer_do_not_continue_the_order(folder, copy, tmp_path):
+    _, state = take(folder, 1)
+    take(copy, 1, state=state)
+    another = TokenizerInfo(name="tiny", reference="runs/tiny", fingerprint="b" * 64, config={})
+    write_token_shards(tmp_path / "other", info(tokenizer=another), records())
+    with pytest.raises(DataError, match=r"the checkpoint has source_order \d+, this run has \d+; restore the configur"):
+        take(tmp_path / "other", 1, state=state)
 
 
 def test_too_few_samples(folder):

@@ -24,6 +24,10 @@ class TokenIterator(PositionedBatches):
         super().__init__(source, placement, workers=workers)
         self._bytes_per_batch = self.batch_size * source.info.tokens * len(source.info.vocabularies) * 4
 
+    def get_state(self) -> dict[str, int]:
+        """The position, and what it is a position in; the same on every process."""
+        return super().get_state() | {"source_order": self.source.order_fingerprint()}
+
     def _batched(self, first: int) -> grain.MapDataset:
         # Whole batches are read at once: a step through Grain costs more than reading a record.
         return self.order[first:].batch(self.batch_size, drop_remainder=True, batch_fn=list).map(self.source.batch)

@@ -13,6 +13,7 @@ import json
 import os
 import threading
 import uuid
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -132,6 +133,11 @@ class TokenShardSource:
     def evaluation_index(self, rank: int) -> int:
         """Sample at place `rank` of an order of which every beginning is representative."""
         return spread_evenly(rank, len(self))
+
+    def order_fingerprint(self) -> int:
+        """Of what the numbers of samples mean: which tokens of which samples, cut into which shards."""
+        meaning = [self.info.identity(), self.info.sizes]
+        return zlib.crc32(json.dumps(meaning, sort_keys=True).encode())
 
     def describe(self) -> str:
         """One line for the log."""
