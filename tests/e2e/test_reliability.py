@@ -40,6 +40,7 @@ SMALL = (
     "health.max_skipped=2",
 )
 FRAMEWORKS = pytest.mark.parametrize("framework", ["jax", "torch"])
+SLOW_IN_JAX = pytest.mark.parametrize("framework", [pytest.param("jax", marks=pytest.mark.slow), "torch"])
 
 
 def small(folder):
@@ -68,7 +69,7 @@ def assert_same_end(framework, left, right, config):
         assert_same_content(left, right)
 
 
-@FRAMEWORKS
+@SLOW_IN_JAX
 def test_means_go_on_where_a_stop_interrupted_them(framework, undisturbed, tmp_path, monkeypatch):
     expected, config, whole = undisturbed(framework)
     parts, taken, advance, train = [], [], RunLog.advance, TRAINERS[framework].train
@@ -92,7 +93,7 @@ def test_means_go_on_where_a_stop_interrupted_them(framework, undisturbed, tmp_p
     assert json.loads((tmp_path / "parts" / "heartbeat.json").read_text())["phase"] == "finished"
 
 
-@pytest.mark.parametrize("framework", [pytest.param("jax", marks=pytest.mark.slow), "torch"])
+@SLOW_IN_JAX
 def test_skipped_batches_are_as_if_never_drawn(framework, tmp_path, monkeypatch, caplog):
     config, train = small(tmp_path), TRAINERS[framework].train
     original, spoiled, logged = TrainIterator.__next__, (2, 5), []

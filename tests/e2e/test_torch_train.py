@@ -188,6 +188,7 @@ def test_two_processes_train_as_one(tmp_path):
         assert_same_content(ours[item], expected[item], 1e-7)
 
 
+@pytest.mark.slow
 def test_sigterm_stops_all_processes_at_one_step(tmp_path):
     _, errors = run_processes(tmp_path, "--set", "training.steps=10000", interrupt=True)
     stopped = max(steps_in(tmp_path / "run" / "checkpoints"))

@@ -202,7 +202,7 @@ WITHOUT_BATCH_ENTROPY = {"lfq": {"batch_entropy_weight": 0.0}, "ibq": {"use_entr
 ORDER_DEPENDENT = {"lecam_loss", "codebook_entropy", "entropy_loss"}
 
 
-@pytest.mark.parametrize("kind", ["lfq", "ibq"])
+@pytest.mark.parametrize("kind", [pytest.param("lfq", marks=pytest.mark.slow), "ibq"])
 def test_accumulated_micro_batches_are_one_batch(kind):
     """Where every term is a mean over images, and its weight in the loss is not zero, two halves make the whole.
 
