@@ -36,6 +36,7 @@ def gradient_error(found: list[Any], exact_file: str) -> float:
     """Largest error of a gradient relative to its largest entry, over tokens and a fixed set of code rows."""
     errors = []
     with np.load(exact_file) as exact:
+        # LFQ has no codes, hence one gradient.
         for name, gradient in zip(("tokens", "codes"), found, strict=False):
             values = np.asarray(gradient, np.float64) if name == "tokens" else np.asarray(gradient)[exact["rows"]]
             errors.append(float(np.abs(values - exact[name]).max() / np.abs(exact[name]).max()))

@@ -100,7 +100,7 @@ def _row(framework: Framework, fault: Fault) -> str:
         outcome, note = "not here", str(error)
     except Failed as error:
         outcome, note = "FAILED", str(error)
-    except Exception:
+    except Exception:  # whatever one fault meets must not keep the others from being made
         outcome, note = "FAILED", traceback.format_exc()
     print(f"{framework.name:6} {fault.name:32} {outcome:9} {time.monotonic() - begin:6.1f} s  {note}", flush=True)
     return outcome

@@ -143,19 +143,18 @@ def problems(
     names = _chosen(content, items)
     total = sum(content["files"][name]["size"] for name in names)
     with (
-        tqdm(
-            total=total,
-            desc=f"verifying {folder.name}",
-            unit="B",
-            unit_scale=True,
-            disable=total < _SHOWN_FROM,
-            leave=False,
-        ) as bar,
+        _progress(folder.name, total) as bar,
         concurrent.futures.ThreadPoolExecutor(_THREADS) as pool,
     ):
         found = pool.map(lambda name: _content_problem(folder, content, name, bar.update), names)
         texts = [text for text in found if text]
     return texts + (_damaged_arrays(folder, content, items, arrays) if texts and arrays else [])
+
+
+def _progress(name: str, size: int) -> tqdm:
+    """A bar over the bytes of what is verified, where it takes long enough to be looked at."""
+    hidden = size < _SHOWN_FROM
+    return tqdm(total=size, desc=f"verifying {name}", unit="B", unit_scale=True, disable=hidden, leave=False)
 
 
 def zip_problems(path: Path, contents: Callable[[], Mapping[str, str]] | None = None) -> list[str]:
@@ -169,14 +168,7 @@ def zip_problems(path: Path, contents: Callable[[], Mapping[str, str]] | None = 
         size = path.stat().st_size
         with (
             zipfile.ZipFile(path) as archive,
-            tqdm(
-                total=size,
-                desc=f"verifying {path.name}",
-                unit="B",
-                unit_scale=True,
-                disable=size < _SHOWN_FROM,
-                leave=False,
-            ) as bar,
+            _progress(path.name, size) as bar,
         ):
             bad = [info.filename for info in archive.infolist() if not _reads(archive, info, bar.update)]
     except (OSError, EOFError, RuntimeError, NotImplementedError, ValueError, zipfile.BadZipFile) as error:

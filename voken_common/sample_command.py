@@ -228,6 +228,7 @@ class Job:
             for start in range(0, len(missing), options.batch_size):
                 numbers = missing[start : start + options.batch_size]
                 padded = numbers + numbers[-1:] * (options.batch_size - len(numbers))
+                # The last batch is filled up, so that one program draws them all: those images are left out.
                 for number, image in zip(numbers, self.draw(np.array(padded)), strict=False):
                     save_png(self._picture(output, number), image)
                 bar.update(len(numbers))
