@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from voken_common.data.retry import DEFAULT_SECONDS
 from voken_common.data.schema import DataConfig
 from voken_common.sampling import Guidance, Sampling
 from voken_common.schema import (
@@ -33,6 +34,9 @@ class TokenDataConfig(Section):
     """Instead of shards: images for training and, if it names some, for validation; `tokenizer` encodes them."""
     workers: NonNegativeInt = 0
     """Processes that read shards; images have workers of their own."""
+    retry_seconds: NonNegativeFloat = DEFAULT_SECONDS
+    """How long a read of a shard that fails for a reason that may pass (network, disk) is tried again before it stops
+    the run; images have a setting of their own."""
 
     @property
     def held_out(self) -> bool:

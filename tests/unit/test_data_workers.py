@@ -1,10 +1,18 @@
-"""Manners of worker processes."""
+"""Manners of worker processes, and what reaches the user from them."""
 
+import errno
+import os
 import platform
 import subprocess
 import sys
+import time
 
 import pytest
+
+from voken_common.data.errors import DataError, ReadError
+from voken_common.data.photographs import Photographs
+from voken_common.data.pipeline import build_train_iterator
+from voken_common.data.schema import DataConfig, SkimageConfig
 
 CODE = """
 import resource, sys
@@ -30,3 +38,41 @@ def test_freed_memory_is_kept_for_the_next_image():
     before, after = map(float, done.stdout.split())
     assert before > 300
     assert after < 30
+
+
+class Failing(Photographs):
+    """A source that can never be read, for this reason."""
+
+    def __init__(self, reason):
+        super().__init__("all", crops=40)
+        self.reason = reason
+
+    def read(self, index):
+        raise self.reason
+
+
+def trained_in_a_worker(reason, seconds=0.0):
+    data = DataConfig(train=SkimageConfig(region="all", crops=40), image_size=8, workers=1, retry_seconds=seconds)
+    iterator = build_train_iterator(data, batch_size_per_process=4, seed=0, source=Failing(reason))
+    try:
+        next(iterator)
+    finally:
+        iterator.close()
+
+
+@pytest.mark.slow
+def test_a_data_error_of_a_worker_is_the_users_error():
+    with pytest.raises(DataError, match="the tar changed") as caught:
+        trained_in_a_worker(DataError("the tar changed"))
+    assert (type(caught.value), str(caught.value)) == (DataError, "the tar changed")
+
+
+@pytest.mark.slow
+def test_a_worker_that_waits_for_a_store_tells_it_and_ends_with_a_clear_error(capfd):
+    start = time.monotonic()
+    with pytest.raises(ReadError, match=r"\[all\]#\d: cannot be read: .*Tried \d+ times in \d+ s") as caught:
+        trained_in_a_worker(OSError(errno.ESTALE, os.strerror(errno.ESTALE)), seconds=6.0)
+    assert "(data.retry_seconds 6)" in str(caught.value)
+    assert 6 <= time.monotonic() - start < 60
+    told = [line for line in capfd.readouterr().err.splitlines() if "trying again for up to 6 s" in line]
+    assert len(told) == 1

@@ -49,10 +49,11 @@ class ClipLoader(SampleLoader):
           place: from 0, the first possible start, to under 1, the last one; None: len // 2 - span // 2, in the middle.
 
         Raises:
-          ImageDecodeError: the video is damaged, or too short where short ones are refused.
+          ImageDecodeError: the video is gone or damaged, or too short where short ones are refused.
+          ReadError: it could not be read for longer than allowed.
         """
         path = self.videos.key(index)
-        length = self._reader.frames(path)
+        length = self._patiently(index, lambda: self._reader.frames(path))
         if length < self.span and self.videos.config.short == "refuse":
             raise ImageDecodeError(
                 f"{path}: found {length} frames, a clip needs {self.span}; `short: repeat` starts such videos again "
@@ -66,7 +67,8 @@ class ClipLoader(SampleLoader):
             start = int(place * (length - self.span + 1))
         numbers = [start + self._stride * i for i in range(self._frames)]
         distinct = sorted({number % length for number in numbers})
-        frames = dict(zip(distinct, self._reader.read(path, distinct), strict=True))
+        decoded = self._patiently(index, lambda: self._reader.read(path, distinct))
+        frames = dict(zip(distinct, decoded, strict=True))
         self._check_frames(path, list(frames.values()))
         resized = {number: self._resize(frame) for number, frame in frames.items()}
         return [resized[number % length] for number in numbers]

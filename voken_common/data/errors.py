@@ -12,5 +12,9 @@ class ImageDecodeError(DataError):
     """One image that cannot be read or decoded; the message starts with its path."""
 
 
+class ReadError(DataError):
+    """A store, file system or disk that did not answer for too long; the message starts with what was to be read."""
+
+
 class TooManyBadImagesError(DataError):
     """More undecodable images than `max_bad_fraction` allows."""

@@ -76,7 +76,7 @@ def open_shards(config: GeneratorConfig, path: str) -> TokenShardSource:
     Raises:
         DataError: they are not there, or of another grid, other vocabularies or more classes.
     """
-    source = TokenShardSource(path)
+    source = TokenShardSource(path, config.data.retry_seconds)
     source.info.require_fits(config.model, path)
     return source
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import zlib
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,8 @@ from voken_common.data.errors import DataError
 from voken_common.data.files import IMAGES
 from voken_common.data.schema import ImageNetTarConfig
 from voken_common.data.sources import ImageSource
-from voken_common.data.tar_format import BLOCK, TarDamageError, TarMember, walk_tar
-from voken_common.data.tar_index import Fingerprint
+from voken_common.data.tar_format import TarDamageError, TarMember, walk_tar
+from voken_common.data.tar_index import Fingerprint, read_member
 
 logger = logging.getLogger("voken.data")
 
@@ -66,12 +65,12 @@ class ImageNetTar(ImageSource):
     def read(self, index: int) -> tuple[bytes, int]:
         """The encoded image and its class."""
         start, size = int(self._start[index]), int(self._size[index])
-        data = storage.read_range(self.path, start - BLOCK, BLOCK + size)
-        if len(data) != BLOCK + size or zlib.crc32(data[:BLOCK]) != int(self._header_crc[index]):
+        data = read_member(self.path, start, size, int(self._header_crc[index]))
+        if data is None:
             raise DataError(
                 f"{self.path} changed while it was in use: {self.key(index)} is not at byte {start} any more"
             )
-        return data[BLOCK:], int(self._labels[index])
+        return data, int(self._labels[index])
 
     def key(self, index: int) -> str:
         """The archive, the class and the file."""

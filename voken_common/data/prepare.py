@@ -28,6 +28,7 @@ import tqdm
 
 from voken_common.data import storage
 from voken_common.data.errors import DataError
+from voken_common.data.retry import DEFAULT_SECONDS, Patience, reason
 from voken_common.data.tar_check import IMAGE_KEYS, CheckOptions, TarReport, check_tar
 from voken_common.data.tar_index import INDEX_SUFFIX, IndexColumns, IndexedTar
 from voken_common.data.workers import initialize_worker
@@ -63,7 +64,13 @@ def find_set(directory: str) -> TarFolder:
 
 
 def prepare_set(
-    folder: TarFolder, output: Path, options: CheckOptions, *, workers: int, damaged_tars: str = "keep"
+    folder: TarFolder,
+    output: Path,
+    options: CheckOptions,
+    *,
+    workers: int,
+    damaged_tars: str = "keep",
+    retry_seconds: float = DEFAULT_SECONDS,
 ) -> dict[str, Any]:
     """Check a set and write its files.
 
@@ -74,6 +81,8 @@ def prepare_set(
       workers: processes; 0 checks in this one.
       damaged_tars: what to do with a tar that is cut or damaged: `keep` the good images before the damage, or `refuse`
         the whole tar.
+      retry_seconds: how long reading a tar is tried again, from its first byte, where it fails for a reason that may
+        pass.
 
     Returns:
       the contents of the report file.
@@ -89,7 +98,8 @@ def prepare_set(
     left = sum(folder.tars[name].size for name in todo)
     good = bad = 0
     with tqdm.tqdm(total=total, initial=total - left, unit="B", unit_scale=True, desc=folder.name) as bar:
-        for report in _check_all([paths[name] for name in todo], options, workers):
+        patience = Patience(retry_seconds, "--retry-seconds")
+        for report in _check_all([paths[name] for name in todo], options, workers, patience):
             _write_json(parts[report.name], _part(report, options), compact=True)
             good, bad = good + len(report.good), bad + len(report.bad)
             bar.set_postfix(good=good, bad=bad, refresh=False)
@@ -97,10 +107,10 @@ def prepare_set(
     return _write_outputs(folder, output, parts, options, refuse_damaged=damaged_tars == "refuse")
 
 
-def _check_all(paths: Sequence[str], options: CheckOptions, workers: int) -> Iterator[TarReport]:
+def _check_all(paths: Sequence[str], options: CheckOptions, workers: int, patience: Patience) -> Iterator[TarReport]:
     if workers == 0 or not paths:
         for path in paths:
-            yield _check_one(path, options)
+            yield _check_one(path, options, patience)
         return
     pool = concurrent.futures.ProcessPoolExecutor(
         min(workers, len(paths)),
@@ -110,7 +120,7 @@ def _check_all(paths: Sequence[str], options: CheckOptions, workers: int) -> Ite
         initargs=(0, workers),
     )
     try:
-        futures = {pool.submit(_check_one, path, options): path for path in paths}
+        futures = {pool.submit(_check_one, path, options, patience): path for path in paths}
         for future in concurrent.futures.as_completed(futures):
             try:
                 yield future.result()
@@ -124,13 +134,11 @@ def _check_all(paths: Sequence[str], options: CheckOptions, workers: int) -> Ite
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _check_one(path: str, options: CheckOptions) -> TarReport:
+def _check_one(path: str, options: CheckOptions, patience: Patience) -> TarReport:
     try:
-        return check_tar(path, options)
+        return patience.read(lambda: check_tar(path, options), lambda: path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}; the same command goes on from here") from (
-            error
-        )
+        raise DataError(f"{path}: cannot be read: {reason(error)}; the same command goes on from here") from error
 
 
 def _part(report: TarReport, options: CheckOptions) -> dict[str, Any]:
@@ -219,6 +227,13 @@ def _parser() -> argparse.ArgumentParser:
         "--min-side", type=int, help="images with a side under this many pixels are bad; default: none is too small"
     )
     parser.add_argument("--max-aspect", type=float, help="images with sides of a larger ratio are bad; default: 256")
+    parser.add_argument(
+        "--retry-seconds",
+        type=float,
+        default=DEFAULT_SECONDS,
+        metavar="SECONDS",
+        help="how long a tar is tried again while the network or the store does not answer; default: %(default)g",
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; 0: check in this one")
     parser.add_argument(
         "--damaged-tars",
@@ -237,6 +252,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--workers must be at least 0 and --min-side at least 1")
     if args.max_aspect is not None and not args.max_aspect >= 1:
         parser.error(f"--max-aspect is the longer side by the shorter one, at least 1; found {args.max_aspect:g}")
+    if not args.retry_seconds >= 0:
+        parser.error(f"--retry-seconds must be 0 or more, found {args.retry_seconds:g}")
     options = CheckOptions(args.min_side, args.max_aspect)
     try:
         folders = [find_set(directory) for directory in args.sets]
@@ -244,7 +261,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if len(set(names)) < len(names):
             raise DataError(f"sets must have different names, found {', '.join(names)}: give them different --output")
         for folder in folders:
-            summary = prepare_set(folder, args.output, options, workers=args.workers, damaged_tars=args.damaged_tars)
+            summary = prepare_set(
+                folder,
+                args.output,
+                options,
+                workers=args.workers,
+                damaged_tars=args.damaged_tars,
+                retry_seconds=args.retry_seconds,
+            )
             _print_summary(summary, args.output / f"{folder.name}{INDEX_SUFFIX}")
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

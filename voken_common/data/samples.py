@@ -16,6 +16,7 @@ from voken_common.data import transforms
 from voken_common.data.bad_images import BadImage, BadImageLimit
 from voken_common.data.decode import open_image
 from voken_common.data.errors import ImageDecodeError
+from voken_common.data.retry import Patience, reason
 from voken_common.data.schema import DataConfig
 from voken_common.data.sources import ImageSource
 
@@ -36,6 +37,7 @@ class SampleLoader:
         self.source = source
         self.config = config
         self.limit = BadImageLimit(len(source), config.max_bad_fraction)
+        self._patience = Patience(config.retry_seconds)
         self._cache: dict[int, tuple[UInt8[np.ndarray, "h w 3"], int]] = {}
 
     @property
@@ -47,7 +49,8 @@ class SampleLoader:
         """The image of a sample, its shorter side at least `image_size` pixels, and its label.
 
         Raises:
-          ImageDecodeError: it cannot be read or decoded.
+          ImageDecodeError: it is gone, or cannot be decoded.
+          ReadError: it could not be read for longer than allowed.
         """
         if not self.config.cache:
             return self._read(index)
@@ -58,11 +61,7 @@ class SampleLoader:
             return self._cache[image_index]
 
     def _read(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
-        try:
-            image, label = self.source.read(index)
-        except OSError as error:
-            reason = error.strerror or error
-            raise ImageDecodeError(f"{self.source.key(index)}: cannot be read: {reason}") from error
+        image, label = self._patiently(index, lambda: self.source.read(index))
         size, convention = self.config.image_size, self.config.resize
         if not isinstance(image, bytes):
             self._check_shape(index, *image.shape[:2])
@@ -73,6 +72,13 @@ class SampleLoader:
         )
         self._check_shape(index, decoded.height, decoded.width)
         return transforms.resize_pillow_image(decoded, size, convention), label
+
+    def _patiently(self, index: int, read: Callable[[], T]) -> T:
+        """What a read of a sample gives; a sample that is gone is a bad one, a store that does not answer is not."""
+        try:
+            return self._patience.read(read, lambda: self.source.key(index))
+        except OSError as error:
+            raise ImageDecodeError(f"{self.source.key(index)}: cannot be read: {reason(error)}") from error
 
     def _check_shape(self, index: int, height: int, width: int) -> None:
         if max(height, width) > MAX_ASPECT * min(height, width):

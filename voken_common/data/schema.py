@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from voken_common.data.retry import DEFAULT_SECONDS
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 
@@ -141,6 +152,9 @@ class DataConfig(DataSection):
     """Grain worker processes of the training input; 0 decodes in threads of the main process."""
     read_threads: PositiveInt = 1
     """Batches that each worker process reads at a time; more hide the waiting for an object store."""
+    retry_seconds: NonNegativeFloat = DEFAULT_SECONDS
+    """How long a read that fails for a reason that may pass (network, store, disk) is tried again before it stops the
+    run; a file that is not there is a bad image at once."""
     max_bad_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.001
     """Undecodable files are reported, counted and skipped up to this fraction of the source."""
     cache: bool = False

@@ -6,12 +6,15 @@ needed. Credentials and endpoints come from fsspec's own configuration, never fr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import errno
 import functools
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -66,8 +69,9 @@ def file_info(path: str) -> FileInfo:
       OSError: it is not there.
     """
     if is_url(path):
-        system, inner = _file_system(path)
-        return _info(system.info(inner))
+        with _store_errors(path):
+            system, inner = _file_system(path)
+            return _info(system.info(inner))
     found = os.stat(path)
     return FileInfo(found.st_size, found.st_mtime_ns)
 
@@ -79,31 +83,70 @@ def read_range(path: str, start: int, size: int) -> bytes:
       OSError: it cannot be read.
     """
     if is_url(path):
-        system, inner = _file_system(path)
-        try:
+        with _store_errors(path):
+            system, inner = _file_system(path)
             return cast(bytes, system.cat_file(inner, start=start, end=start + size))
-        except OSError:
-            raise
-        except Exception as error:
-            # Stores raise what the library below them raises.
-            raise OSError(f"{path}: {type(error).__name__}: {error}") from error
     handle = _handles.get(path)
-    data = os.pread(handle.descriptor, size, start)
-    while len(data) < size and (more := os.pread(handle.descriptor, size - len(data), start + len(data))):
-        data += more
+    try:
+        data = os.pread(handle.descriptor, size, start)
+        while len(data) < size and (more := os.pread(handle.descriptor, size - len(data), start + len(data))):
+            data += more
+    except OSError:
+        # A network file system that comes back knows the old handle no more.
+        _handles.drop(path)
+        raise
     return data
 
 
 def open_reading(path: str) -> IO[bytes]:
-    """A seekable file for reading from front to back.
+    """A seekable file for reading from front to back; its `read` takes a size.
 
     Raises:
-      OSError: it is not there.
+      OSError: it is not there; its `read` raises no other, either.
     """
     if is_url(path):
-        system, inner = _file_system(path)
-        return cast(IO[bytes], system.open(inner, "rb"))
+        with _store_errors(path):
+            system, inner = _file_system(path)
+            return cast(IO[bytes], _StoreFile(path, system.open(inner, "rb")))
     return open(path, "rb")
+
+
+@contextlib.contextmanager
+def _store_errors(url: str) -> Iterator[None]:
+    """What a store raises as OSError: some raise what the library below them raises.
+
+    That a file is not there stays what it is. That one may not be read does not: in a store it means credentials, which
+    expire for all files at once.
+    """
+    try:
+        yield
+    except (DataError, FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise
+    except Exception as error:
+        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", url) from error
+
+
+class _StoreFile:
+    """An opened file of a store, as far as tars need one."""
+
+    def __init__(self, url: str, file: Any):
+        self._url, self._file = url, file
+
+    def __enter__(self) -> _StoreFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def tell(self) -> int:
+        return cast(int, self._file.tell())
+
+    def seek(self, position: int) -> int:
+        return cast(int, self._file.seek(position))
+
+    def read(self, size: int) -> bytes:
+        with _store_errors(self._url):
+            return cast(bytes, self._file.read(size))
 
 
 def _list_remote(folder: str, suffix: str) -> dict[str, FileInfo] | None:
@@ -172,6 +215,11 @@ class _Handles:
             while len(self._open) > _OPEN_FILES:
                 self._open.popitem(last=False)
         return handle
+
+    def drop(self, path: str) -> None:
+        """Open it anew the next time."""
+        with self._lock:
+            self._open.pop(path, None)
 
 
 _handles = _Handles()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +42,7 @@ class Fingerprint:
           OSError: it cannot be read.
         """
         info = storage.file_info(path)
-        return cls(info.size, info.modified, zlib.crc32(storage.read_range(path, 0, min(_HEAD, info.size))))
+        return cls(info.size, info.modified, zlib.crc32(_head(path, info.size)))
 
     def change(self, path: str, now: storage.FileInfo) -> str | None:
         """What is different at `path` now; a copy with another time but the same first bytes is not.
@@ -53,8 +54,34 @@ class Fingerprint:
             return f"has {now.size} bytes, had {self.size}"
         if now.modified == self.modified or not (now.modified and self.modified):
             return None
-        head = storage.read_range(path, 0, min(_HEAD, now.size))
-        return None if zlib.crc32(head) == self.head_crc else "begins with other bytes"
+        return None if zlib.crc32(_head(path, now.size)) == self.head_crc else "begins with other bytes"
+
+
+def _head(path: str, size: int) -> bytes:
+    expected = min(_HEAD, size)
+    head = storage.read_range(path, 0, expected)
+    if len(head) < expected and storage.is_url(path):
+        raise _partial(path, len(head), expected)
+    return head
+
+
+def read_member(path: str, start: int, size: int, header_crc: int) -> bytes | None:
+    """A member of a tar, of which the position is known; None if something else lies there.
+
+    Raises:
+      OSError: it cannot be read, or a store sent a part of it.
+    """
+    data = storage.read_range(path, start - BLOCK, BLOCK + size)
+    if zlib.crc32(data[:BLOCK]) != header_crc:
+        return None
+    if len(data) < BLOCK + size and storage.is_url(path):
+        raise _partial(path, len(data), BLOCK + size)
+    return data[BLOCK:] if len(data) == BLOCK + size else None
+
+
+def _partial(path: str, found: int, expected: int) -> OSError:
+    # What a store sends when a connection breaks; a local file would have changed.
+    return OSError(errno.EIO, f"{found} of {expected} bytes arrived", path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,13 +208,13 @@ class TarIndex:
         """
         start, size = int(self._start[index]), int(self._size[index])
         path = self.tar_path(self.tar_number(index))
-        data = storage.read_range(path, start - BLOCK, BLOCK + size)
-        if len(data) != BLOCK + size or zlib.crc32(data[:BLOCK]) != int(self._header_crc[index]):
+        data = read_member(path, start, size, int(self._header_crc[index]))
+        if data is None:
             raise DataError(
                 f"{path} changed since {self.path} was written: {self.name(index)!r} is not at byte {start} any more; "
                 f"{_AGAIN}"
             )
-        return data[BLOCK:]
+        return data
 
     def check(self) -> None:
         """Compare the tars that are there with those that were indexed.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
-from voken_common.data.errors import DataError
+from voken_common.data.array_records import system_error
+from voken_common.data.errors import DataError, ImageDecodeError
 from voken_common.data.schema import TFDSConfig
 from voken_common.data.sources import ImageSource
 
@@ -72,12 +74,21 @@ class TFDSSource(ImageSource):
         return len(self._records)
 
     def read(self, index: int) -> tuple[bytes, int]:
-        """The encoded image, and its label or 0; raises OSError for a damaged record."""
+        """The encoded image, and its label or 0.
+
+        Raises:
+          OSError: its file cannot be read.
+          ImageDecodeError: its record is damaged.
+        """
+        records = self._records
         try:
-            record = self._records[index]
+            record = records[index]
         except Exception as error:
             # array_record and the decoder of records raise nearly anything for damaged blocks.
-            raise OSError(f"damaged record: {type(error).__name__}: {error}") from error
+            if (failed := system_error(error)) is None:
+                raise ImageDecodeError(f"{self.key(index)}: damaged record: {type(error).__name__}: {error}") from error
+            self._records = _reopened(records)
+            raise failed from error
         label_key = self._config.label_key
         return record[self._config.image_key], 0 if label_key is None else int(record[label_key])
 
@@ -88,3 +99,10 @@ class TFDSSource(ImageSource):
     def describe(self) -> str:
         """One line for the log."""
         return f"TFDS {self._config.name}, split {self._config.split}: {len(self)} images"
+
+
+def _reopened(records: Any) -> Any:
+    """The same records through readers of their own."""
+    again = copy.copy(records)
+    again.data_source = copy.copy(records.data_source)
+    return again

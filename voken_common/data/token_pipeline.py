@@ -66,7 +66,7 @@ def build_token_iterator(
     if source is None:
         if config.train is None:
             raise DataError("data.train is not set: name a folder of token shards there to train on")
-        source = TokenShardSource(config.train)
+        source = TokenShardSource(config.train, config.retry_seconds)
     placement = Placement(batch_size_per_process, seed, process_index, process_count, epochs)
     placement.check(len(source), source.describe())
     return TokenIterator(source, placement, workers=config.workers)
@@ -137,7 +137,7 @@ def build_token_batches(
     if source is None:
         if config.validation is None:
             raise DataError("data.validation is not set: name a folder of token shards there to validate on")
-        source = TokenShardSource(config.validation)
+        source = TokenShardSource(config.validation, config.retry_seconds)
     return TokenBatches(
         source,
         batch_size=batch_size,

@@ -23,7 +23,9 @@ import numpy as np
 from jaxtyping import Int
 from pydantic import ValidationError
 
-from voken_common.data.errors import DataError
+from voken_common.data.array_records import array_record_module, system_error
+from voken_common.data.errors import DataError, ReadError
+from voken_common.data.retry import DEFAULT_SECONDS, Patience
 from voken_common.data.sources import spread_evenly
 from voken_common.files import replacing
 from voken_common.tokens import Record, ShardInfo, TokenInfo, decode_record, encode_record
@@ -53,7 +55,7 @@ class TokenShardWriter:
         for abandoned in self._file.parent.glob(f"{self._file.stem}.*.part"):
             abandoned.unlink(missing_ok=True)
         self._partial = self._file.with_name(f"{self._file.name}.{uuid.uuid4().hex}.part")
-        self._writer = _array_record().ArrayRecordWriter(str(self._partial), _WRITER_OPTIONS)
+        self._writer = array_record_module().ArrayRecordWriter(str(self._partial), _WRITER_OPTIONS)
         return self
 
     def add(self, record: Record) -> None:
@@ -77,7 +79,7 @@ class TokenShardWriter:
             self._partial.unlink(missing_ok=True)
 
     def _publish(self) -> None:
-        reader = _array_record().ArrayRecordReader(str(self._partial), **_READER_OPTIONS)
+        reader = array_record_module().ArrayRecordReader(str(self._partial), **_READER_OPTIONS)
         written = reader.num_records()
         reader.close()
         if written != self._records:
@@ -101,12 +103,17 @@ class TokenShardWriter:
 class TokenShardSource:
     """The samples of a finished folder, by random access; cheap to send to worker processes.
 
+    Args:
+        path: the folder.
+        retry_seconds: how long a read that fails for a reason that may pass is tried again.
+
     Raises:
         DataError: no shards there, unfinished, incomplete or of several tokenizers.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, retry_seconds: float = DEFAULT_SECONDS):
         self.path = Path(path).expanduser()
+        self._patience = Patience(retry_seconds)
         self.info = read_info(self.path)
         _require_complete(self.path, self.info)
         self._ends = np.cumsum(self.info.sizes)
@@ -155,8 +162,12 @@ class TokenShardSource:
         position = index - (int(self._ends[shard - 1]) if shard else 0)
         file, _ = shard_files(self.path, shard)
         try:
-            (data,) = self._reader(shard, file).read([position])
+            (data,) = self._patience.read(
+                lambda: self._records(shard, file, position), lambda: f"{file}, record {position}"
+            )
             return decode_record(data, self.info.vocabularies, self.info.tokens)
+        except ReadError:
+            raise
         # array_record raises whatever its library says for damaged blocks, and gives nothing for some.
         except (ValueError, RuntimeError, IndexError, OSError) as error:
             raise DataError(
@@ -164,10 +175,23 @@ class TokenShardSource:
                 "writes what is missing"
             ) from error
 
+    def _records(self, shard: int, file: Path, position: int) -> list[bytes]:
+        reader = self._reader(shard, file)
+        try:
+            records: list[bytes] = reader.read([position])
+            return records
+        except Exception as error:
+            failed = system_error(error)
+            if failed is None:
+                raise
+            with self._lock:
+                self._readers.pop(shard, None)
+            raise failed from error
+
     def _reader(self, shard: int, file: Path) -> Any:
         with self._lock:
             if shard not in self._readers:
-                self._readers[shard] = _array_record().ArrayRecordReader(str(file), **_READER_OPTIONS)
+                self._readers[shard] = array_record_module().ArrayRecordReader(str(file), **_READER_OPTIONS)
             return self._readers[shard]
 
     def _open(self) -> None:
@@ -338,13 +362,3 @@ def _require_same_tokenizer(folder: Path, number: int, shard: ShardInfo, info: T
 def _write_json(path: Path, value: TokenInfo | ShardInfo) -> None:
     with replacing(path) as file:
         file.write(json.dumps(value.model_dump(mode="json"), indent=1).encode())
-
-
-def _array_record() -> Any:
-    try:
-        from array_record.python import array_record_module
-    except ImportError as error:
-        raise DataError(
-            f"token shards need array_record, which Grain brings along: pip install 'grain>=0.2.17,<0.3' ({error})"
-        ) from error
-    return array_record_module

@@ -28,6 +28,7 @@ _EXPECTED_TREE = """\
       ...                           (flat: one class)
   (one folder per class)"""
 _KNOWN_VIDEOS = 4096
+_BLOCK = 1 << 20
 
 
 class VideoFolder(MediaFolder):
@@ -62,7 +63,8 @@ class ClipReader:
         """Number of frames of a video.
 
         Raises:
-          ImageDecodeError: it cannot be opened, or has no video.
+          OSError: the file cannot be read.
+          ImageDecodeError: it is no video, or a damaged one.
         """
         known = self._timeline(path)
         return known if isinstance(known, int) else len(known)
@@ -71,6 +73,7 @@ class ClipReader:
         """The frames of these numbers, which do not descend.
 
         Raises:
+          OSError: the file cannot be read.
           ImageDecodeError: the video is damaged or has fewer frames.
         """
         known = self._timeline(path)
@@ -80,11 +83,8 @@ class ClipReader:
                 if (found := _by_time(path, wanted)) is not None:
                     return found
             return _by_number(path, numbers)
-        except ImageDecodeError:
-            raise
         except Exception as error:
-            # As for images: damaged files make FFmpeg and PyAV raise nearly anything.
-            raise ImageDecodeError(f"{path}: {_reason(error)}") from error
+            raise _damage(path, error) from error
 
     def _timeline(self, path: str) -> list[int] | int:
         """Time stamps of the frames in the order in which they are shown, or only their number if they have none."""
@@ -93,10 +93,8 @@ class ClipReader:
                 self._times.pop(next(iter(self._times)))
             try:
                 self._times[path] = _scan(path)
-            except ImageDecodeError:
-                raise
             except Exception as error:
-                raise ImageDecodeError(f"{path}: {_reason(error)}") from error
+                raise _damage(path, error) from error
         return self._times[path]
 
 
@@ -156,6 +154,19 @@ def _by_number(path: str, numbers: list[int]) -> list[UInt8[np.ndarray, "h w 3"]
     raise ImageDecodeError(f"{path}: only {count} frames decode, frame {numbers[-1]} was to be read")
 
 
-def _reason(error: Exception) -> str:
+def _damage(path: str, error: Exception) -> ImageDecodeError:
+    """What is wrong with a video, if its file as such can be read.
+
+    As for images, damaged files make FFmpeg and PyAV raise nearly anything, input/output errors among it; and where
+    reading fails, FFmpeg may see no more than an end that comes too early.
+
+    Raises:
+      OSError: the file cannot be read, which is what was wrong.
+    """
+    with open(path, "rb") as file:
+        while file.read(_BLOCK):
+            pass
+    if isinstance(error, ImageDecodeError):
+        return error
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return f"not a video that decodes: {text}"
+    return ImageDecodeError(f"{path}: not a video that decodes: {text}")

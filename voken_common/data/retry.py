@@ -1,0 +1,135 @@
+"""Reading that waits while an object store, a network file system or a disk does not answer.
+
+A file that is gone is a bad image, and training takes the next one in its place. A store that does not answer is
+something else: were its images replaced, what is trained on would depend on the network. Such a read is tried again,
+and where that does not help for long enough, it stops the run.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from voken_common.data.errors import ReadError
+
+logger = logging.getLogger("voken.data")
+
+T = TypeVar("T")
+
+DEFAULT_SECONDS = 300.0
+_FIRST_PAUSE = 0.5
+_LONGEST_PAUSE = 30.0
+_QUIET = 3.0
+"""Seconds that reading may fail before it is told: stores refuse single requests all the time."""
+_GONE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+_GONE_NUMBERS = frozenset({errno.ELOOP, errno.ENAMETOOLONG})
+
+
+def is_gone(error: OSError) -> bool:
+    """Whether it says that a file is not there or cannot be read as a file; any other may pass."""
+    return isinstance(error, _GONE) or error.errno in _GONE_NUMBERS
+
+
+class Patience:
+    """How long reads of one process are tried again; shared by its threads.
+
+    Args:
+        seconds: for each read from its first failure on; 0: never again.
+        setting: where the user sets them, for messages.
+    """
+
+    def __init__(self, seconds: float, setting: str = "data.retry_seconds"):
+        self._seconds, self._setting = seconds, setting
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._told = False
+        # Of one read, for all: the run is about to end, and threads that still wait would hold it up.
+        self._gave_up = threading.Event()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Travels to worker processes, and locks do not.
+        return Patience, (self._seconds, self._setting)
+
+    def read(self, attempt: Callable[[], T], name: Callable[[], str]) -> T:
+        """What `attempt` returns, the first time it returns.
+
+        Args:
+            attempt: reads; raises OSError where it cannot.
+            name: what messages call that which is read.
+
+        Raises:
+            OSError: the file is gone (`is_gone`).
+            ReadError: it could not be read for longer than allowed.
+        """
+        started = time.monotonic()
+        try:
+            result = attempt()
+        except OSError as error:
+            if is_gone(error):
+                raise
+            return self._again(attempt, name(), started, error)
+        self._gave_up.clear()
+        return result
+
+    def _again(self, attempt: Callable[[], T], name: str, started: float, error: OSError) -> T:
+        pause, tries = _FIRST_PAUSE, 1
+        with self._lock:
+            self._waiting += 1
+        try:
+            while (left := started + self._seconds - time.monotonic()) > 0:
+                # Not all at the same moment: the many processes of a run would keep a weak store down.
+                if self._gave_up.wait(min(left, pause * random.uniform(0.5, 1.0))):
+                    break
+                self._tell(name, time.monotonic() - started, error)
+                pause, tries = min(2 * pause, _LONGEST_PAUSE), tries + 1
+                try:
+                    return attempt()
+                except OSError as latest:
+                    if is_gone(latest):
+                        raise
+                    error = latest
+            self._gave_up.set()
+            raise ReadError(self._failure(name, tries, time.monotonic() - started, error)) from error
+        finally:
+            self._leave(time.monotonic() - started)
+
+    def _tell(self, name: str, waited: float, error: OSError) -> None:
+        """One warning for all threads, while it lasts."""
+        with self._lock:
+            if self._told or waited < _QUIET:
+                return
+            self._told = True
+        logger.warning(
+            "%s: cannot be read for %.0f s: %s; trying again for up to %g s (%s)",
+            name,
+            waited,
+            reason(error),
+            self._seconds,
+            self._setting,
+        )
+
+    def _leave(self, waited: float) -> None:
+        with self._lock:
+            self._waiting -= 1
+            over = self._told and not self._waiting and not self._gave_up.is_set()
+            if not self._waiting:
+                self._told = False
+        if over:
+            logger.warning("reading goes on after %.0f s", waited)
+
+    def _failure(self, name: str, tries: int, waited: float, error: OSError) -> str:
+        return (
+            f"{name}: cannot be read: {reason(error)}. Tried {tries} time{'' if tries == 1 else 's'} in {waited:.0f} s "
+            f"({self._setting} {self._seconds:g}). This says nothing against the file, so nothing takes its place: see "
+            "to the storage, then run the same command again; it continues from what it has saved last"
+        )
+
+
+def reason(error: OSError) -> str:
+    """What an error says, without its number and path where it has them apart."""
+    return error.strerror or str(error) or type(error).__name__
