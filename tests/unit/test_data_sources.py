@@ -1,7 +1,9 @@
 """Every kind of source: what it finds, in which order, and what its errors say."""
 
+import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -14,6 +16,7 @@ from voken_common.data.decode import decode_image
 from voken_common.data.errors import DataError, ImageDecodeError
 from voken_common.data.files import ImageFolder, ListFile, StringTable
 from voken_common.data.photographs import PHOTOGRAPHS, Photographs, load_photograph
+from voken_common.data.pipeline import build_train_iterator
 from voken_common.data.samples import SampleLoader
 from voken_common.data.schema import DataConfig, ImageFolderConfig, ListFileConfig, SkimageConfig, TFDSConfig
 from voken_common.data.sources import build_source
@@ -255,6 +258,45 @@ def test_tfds_gives_encoded_bytes_without_tensorflow(tfds_dir):
     assert len(build_source(tiny(tfds_dir, split="train[:50%]", label_key=None))) == 3
     assert build_source(tiny(tfds_dir, label_key=None)).read(1)[1] == 0
     assert "tensorflow" not in sys.modules
+
+
+def test_tfds_order_is_that_of_its_shards_wherever_they_lie(tfds_dir, tmp_path):
+    def order(folder=tfds_dir, **changes):
+        return build_source(tiny(str(folder), **changes)).order_fingerprint()
+
+    shutil.copytree(tfds_dir, tmp_path / "copy")
+    (description,) = (tmp_path / "copy").glob("tiny/*/dataset_info.json")
+    assert order() == order(tmp_path / "copy") == order(label_key=None)
+    assert pickle.loads(pickle.dumps(build_source(tiny(tfds_dir)))).order_fingerprint() == order()
+    splits = ["train", "train[:3]", "train[3:]", "train[1:4]", "train[:3]+train[3:]"]
+    assert len({order(split=split) for split in splits}) == len(splits)
+    assert order(split="train[:3]") == order(split="train[:50%]")
+    content = json.loads(description.read_text())
+    (split,) = content["splits"]
+    for changed in ({"numBytes": "650"}, {"shardLengths": ["2", "4"]}):
+        description.write_text(json.dumps(content | {"splits": [split | changed]}))
+        assert order(tmp_path / "copy") != order()
+    # Of the same records in another order, the number alone would say nothing.
+    description.write_text(json.dumps(content | {"version": "1.0.1"}))
+    description.parent.rename(description.parent.with_name("1.0.1"))
+    assert order(tmp_path / "copy") != order()
+
+
+def test_tfds_continues_its_own_order_and_that_of_earlier_versions(tfds_dir):
+    def iterator(**changes):
+        data = DataConfig(train=tiny(tfds_dir, **changes), image_size=8, workers=0)
+        return build_train_iterator(data, batch_size_per_process=2, seed=0)
+
+    whole, half = iterator(split="train[:3]"), iterator(split="train[3:]")
+    next(whole)
+    state = whole.get_state()
+    with pytest.raises(DataError, match=r"the checkpoint has source_order \d+, this run has \d+"):
+        half.set_state(state)
+    del state["source_order"]
+    half.set_state(state)
+    assert half.position == 2
+    for opened in (whole, half):
+        opened.close()
 
 
 def test_a_damaged_record_is_an_image_that_cannot_be_read(tfds_dir, monkeypatch):

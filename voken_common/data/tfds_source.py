@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
+import zlib
 from typing import Any
 
 from voken_common.data.array_records import system_error
@@ -60,6 +63,7 @@ class TFDSSource(ImageSource):
             ) from error
         if len(self._records) == 0:
             raise DataError(f"split {config.split!r} of the TFDS data set {config.name} is empty")
+        self._fingerprint = _fingerprint(builder.info, config.split)
 
     def _check_features(self, features: Any) -> None:
         keys = {"image_key": self._config.image_key, "label_key": self._config.label_key}
@@ -92,6 +96,10 @@ class TFDSSource(ImageSource):
         label_key = self._config.label_key
         return record[self._config.image_key], 0 if label_key is None else int(record[label_key])
 
+    def order_fingerprint(self) -> int:
+        """Of what the data set says about itself: no record is read."""
+        return self._fingerprint
+
     def key(self, index: int) -> str:
         """Data set, split and index of the record."""
         return f"{self._config.name}/{self._config.split}[{index}]"
@@ -99,6 +107,19 @@ class TFDSSource(ImageSource):
     def describe(self) -> str:
         """One line for the log."""
         return f"TFDS {self._config.name}, split {self._config.split}: {len(self)} images"
+
+
+def _fingerprint(info: Any, split: str) -> int:
+    """CRC-32 of name, configuration and version, of the shards of a split and the records taken of each, and of the
+    bytes of the splits that they are of; not of where they lie.
+    """
+    shards = [
+        (os.path.basename(shard.filename), shard.skip, shard.take, shard.examples_in_shard)
+        for shard in info.splits[split].file_instructions
+    ]
+    names = {name for name, *_ in shards}
+    sizes = {name: int(whole.num_bytes) for name, whole in info.splits.items() if names & set(whole.filenames)}
+    return zlib.crc32(json.dumps([info.full_name, shards, sizes], sort_keys=True).encode())
 
 
 def _reopened(records: Any) -> Any:
