@@ -147,10 +147,13 @@ def test_prepare_writes_samples_filter_keys_and_index(mixed_set, tmp_path, capsy
     report = read_json(out / "laion.report.json")
     assert report["bad"]["01.tar"]["13.png"] == "16x8 pixels: a side is under 12"
     assert (report["images"], report["good"], report["damaged_tars"]) == (10, 5, {})
+    assert (report["passed_over"], report["passed_over_example"]) == ({"00.tar": 1}, "00.tar:11.png.png")
     index = TarIndex(str(out / "laion.index"))
     assert [index.name(i) for i in range(len(index))] == [f"{i}.png" for i in range(5)]
     assert [index.read(i) for i in range(5)] == [encoded(i, size=(16, 16)) for i in range(5)]
-    assert f"laion: 2 tars, 5 good images, 5 bad: {out}/laion.index" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert f"laion: 2 tars, 5 good images, 5 bad: {out}/laion.index" in output
+    assert "passed over: members that look like images but are not named <sample>.jpg, .jpeg.jpg, " in output
     assert run(mixed_set, "--output", tmp_path / "all", "--workers", "0") == 0
     assert read_json(tmp_path / "all" / "laion.samples.json") == {"00.tar": 3, "01.tar": 4}
 
@@ -226,8 +229,9 @@ def test_errors_of_the_command(tmp_path, capsys):
     assert run(tmp_path / "bad", "--output", tmp_path / "out", "--workers", "0") == 1
     message = capsys.readouterr().err
     assert "no good image in the 1 tars of" in message
-    assert "looked for members that end in .jpg, .jpeg.jpg, .jpg.jpg, .png, .webp" in message
-    assert "First problems: 0.tar: a.png: not an image in a known format" in message
+    assert "looked for members named <sample>.jpg, .jpeg.jpg, .jpg.jpg, .png, .webp" in message
+    assert "First problems: members that look like images but are not named <sample>.jpg, " in message
+    assert ".webp: 1, for example 0.tar:b.jpeg; 0.tar: a.png: not an image in a known format" in message
     assert not (tmp_path / "out" / "bad.index").exists()
     (tmp_path / "file").write_text("")
     assert run(one, "--output", tmp_path / "file", "--workers", "0") == 1

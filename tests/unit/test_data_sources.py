@@ -103,6 +103,10 @@ def test_folders_that_are_something_else(tmp_path):
     (tmp_path / "text" / "b").mkdir()
     with pytest.raises(DataError, match=r"no images in .*text: found 1 folders \(b\) and 1 files \(a\.txt\); looked"):
         ImageFolder(str(tmp_path / "text"))
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "0.tar").write_bytes(b"")
+    with pytest.raises(DataError, match=r"1 files \(0\.tar\); .* Tars are read by kind tar or imagenet_tar\. Expected"):
+        ImageFolder(str(tmp_path / "tars"))
     with pytest.raises(DataError, match=r"no image folder at .*a\.txt: is a file, not a folder\. Expected"):
         ImageFolder(str(tmp_path / "text" / "a.txt"))
     write_image(tmp_path / "splits" / "train" / "n01" / "a.png")

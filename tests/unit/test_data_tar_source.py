@@ -282,8 +282,22 @@ def test_a_damaged_index_is_refused(changing, damage, message):
     assert "prepare` on the set again" in str(caught.value)
 
 
+def test_what_is_no_index_says_which_file_is_meant(changing, tmp_path):
+    for path in (changing[1], changing[0].replace(".index", ".samples.json")):
+        with pytest.raises(DataError, match=r"damaged, or not .*; write it with .* and name FOLDER/SET\.index"):
+            opened(str(path))
+
+
+def test_the_place_of_tars_is_their_own_folder(changing, tmp_path):
+    with pytest.raises(
+        DataError,
+        match=r"none of its tars \(00000\.tar, 00001\.tar\) is in .*/set, which holds no tars; .*SET/",
+    ):
+        opened(changing[0], str(tmp_path / "set"))
+
+
 def test_a_missing_index_says_how_to_write_it(tmp_path):
-    with pytest.raises(DataError, match=r"no tar index at .*x\.index: No such file .* Write it with `python -m"):
+    with pytest.raises(DataError, match=r"no tar index at .*x\.index: No such file .* write it with `python -m"):
         opened(str(tmp_path / "x.index"))
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Int32
 
 from voken_common.data.array_file import StringTable
 from voken_common.data.errors import DataError
-from voken_common.data.listing import Medium, found_instead, list_folder, nearest, some
+from voken_common.data.listing import Medium, found_instead, has_tars, list_folder, nearest, some
 from voken_common.data.sources import ImageSource
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -81,9 +81,10 @@ class MediaFolder(FileSource):
         if nested:
             _refuse_parent_of_splits(root, found.classes)
         elif not found.top:
+            tars = "Tars are read by kind tar or imagenet_tar. " if has_tars(found) else ""
             raise DataError(
                 f"no {medium.noun}s in {root}: {found_instead(found)}; looked for {', '.join(medium.suffixes)} there "
-                f"and in its folders. {expected}"
+                f"and in its folders. {tars}{expected}"
             )
         self.classes: tuple[str, ...] = tuple(found.classes) if nested else ()
         if nested:

@@ -177,6 +177,11 @@ def found_instead(listing: Listing) -> str:
     return "found " + " and ".join(parts) if parts else "it is empty"
 
 
+def has_tars(listing: Listing) -> bool:
+    """Whether what lies directly in a folder is tars."""
+    return any(name.endswith(".tar") for name in listing.others)
+
+
 def some(names: Sequence[str]) -> str:
     """The first few, and how many more."""
     shown = ", ".join(names[:_SHOWN])

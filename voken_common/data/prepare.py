@@ -34,8 +34,9 @@ from voken_common.data.tar_index import INDEX_SUFFIX, IndexColumns, IndexedTar
 from voken_common.data.workers import initialize_worker
 from voken_common.files import replacing
 
-_PART_VERSION = 1
+_PART_VERSION = 2
 _SHOWN = 5
+_NAMES = f"<sample>.{', .'.join(IMAGE_KEYS)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,15 +121,16 @@ def _check_all(paths: Sequence[str], options: CheckOptions, workers: int, patien
         initargs=(0, workers),
     )
     try:
-        futures = {pool.submit(_check_one, path, options, patience): path for path in paths}
-        for future in concurrent.futures.as_completed(futures):
+        # No list of the futures: each would keep its report, and all of them together may be larger than memory.
+        submitted = (pool.submit(_check_one, path, options, patience) for path in paths)
+        for tried, future in enumerate(concurrent.futures.as_completed(submitted), start=1):
             try:
                 yield future.result()
             except concurrent.futures.process.BrokenProcessPool as error:
                 raise DataError(
                     "a process that checks tars was killed: by want of memory (use fewer --workers), or by an image "
-                    f"that crashes the decoder (then --workers 0 ends at its tar). {sum(f.done() for f in futures)} of "
-                    f"{len(futures)} tars were tried; the same command goes on from there"
+                    f"that crashes the decoder (then --workers 0 ends at its tar), after {tried - 1} of {len(paths)} "
+                    "tars; the same command goes on from there"
                 ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -163,16 +165,20 @@ def _write_outputs(
     damaged: dict[str, str] = {}
     bad: dict[str, dict[str, str]] = {}
     samples: dict[str, int] = {}
-    images = 0
+    passed_over: dict[str, int] = {}
+    images, example = 0, None
 
     def kept() -> Iterator[IndexedTar]:
         # One part at a time: all of them together may be larger than memory.
-        nonlocal images
+        nonlocal images, example
         for name, part in parts.items():
             report = TarReport.from_json(json.loads(part.read_text(encoding="utf-8"))["report"])
             images += len(report.good) + len(report.bad)
             if report.bad:
                 bad[name] = report.bad
+            if report.passed_over[0]:
+                passed_over[name] = report.passed_over[0]
+                example = example or f"{name}:{report.passed_over[1]}"
             if report.damage:
                 damaged[storage.join(folder.location, name)] = report.damage
             if not (report.damage and refuse_damaged):
@@ -191,13 +197,15 @@ def _write_outputs(
         "good": sum(samples.values()),
         "damaged_tars_are": "left out" if refuse_damaged else "kept up to the damage",
         "damaged_tars": damaged,
+        "passed_over": passed_over,
+        "passed_over_example": example,
         "bad": bad,
     }
     _write_json(output / f"{folder.name}.report.json", summary)
     if not summary["good"]:
         raise DataError(
-            f"no good image in the {len(parts)} tars of {folder.location}; looked for members that end in "
-            f"{', '.join('.' + key for key in IMAGE_KEYS)}. {_reasons(summary)}"
+            f"no good image in the {len(parts)} tars of {folder.location}; looked for members named {_NAMES}. "
+            f"{_reasons(summary)}"
         )
     _write_json(output / f"{folder.name}.samples.json", samples)
     _write_json(output / f"{folder.name}.filter_keys.json", {name: sorted(bad.get(name, ())) for name in samples})
@@ -206,9 +214,19 @@ def _write_outputs(
 
 
 def _reasons(summary: dict[str, Any]) -> str:
-    reasons = [f"{path}: {damage}" for path, damage in summary["damaged_tars"].items()]
+    reasons = []
+    if summary["passed_over"]:
+        reasons.append(_passed_over(summary))
+    reasons += [f"{path}: {damage}" for path, damage in summary["damaged_tars"].items()]
     reasons += [f"{tar}: {name}: {why}" for tar, bad in summary["bad"].items() for name, why in bad.items()]
     return "First problems: " + "; ".join(reasons[:_SHOWN]) if reasons else "There are no images at all"
+
+
+def _passed_over(summary: dict[str, Any]) -> str:
+    return (
+        f"members that look like images but are not named {_NAMES}: {sum(summary['passed_over'].values())}, "
+        f"for example {summary['passed_over_example']}"
+    )
 
 
 def _write_json(path: Path, values: Any, *, compact: bool = False) -> None:
@@ -282,6 +300,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _print_summary(summary: dict[str, Any], index: Path) -> None:
     bad = sum(len(names) for names in summary["bad"].values())
     print(f"{summary['set']}: {summary['tars']} tars, {summary['good']} good images, {bad} bad: {index}")
+    if summary["passed_over"]:
+        print(f"  passed over: {_passed_over(summary)}")
     for path, damage in summary["damaged_tars"].items():
         print(f"  damaged tar {summary['damaged_tars_are']}: {path}: {damage}")
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from voken_common.data import storage
 from voken_common.data.decode import reason_of, to_rgb
+from voken_common.data.files import IMAGES
 from voken_common.data.samples import MAX_ASPECT
 from voken_common.data.tar_format import TarDamageError, TarMember, walk_tar
 from voken_common.data.tar_index import Fingerprint, IndexedTar
@@ -31,13 +32,22 @@ class CheckOptions:
 
 @dataclasses.dataclass(frozen=True)
 class TarReport:
-    """One tar, checked. `bad` gives the reason for each bad member, `damage` what is wrong with the tar itself."""
+    """One tar, checked.
+
+    Attributes:
+      name, fingerprint: which tar, as it was.
+      good: its images.
+      bad: the reason for each bad member.
+      damage: what is wrong with the tar itself.
+      passed_over: members that are named like images but not like those of a sample: how many, and the first.
+    """
 
     name: str
     fingerprint: Fingerprint
     good: tuple[TarMember, ...]
     bad: dict[str, str]
     damage: str | None
+    passed_over: tuple[int, str]
 
     @property
     def indexed(self) -> IndexedTar:
@@ -52,6 +62,7 @@ class TarReport:
             "good": [dataclasses.astuple(member) for member in self.good],
             "bad": self.bad,
             "damage": self.damage,
+            "passed_over": list(self.passed_over),
         }
 
     @classmethod
@@ -63,7 +74,8 @@ class TarReport:
         """
         good = tuple(TarMember(*member) for member in values["good"])
         fingerprint = Fingerprint(*values["fingerprint"])
-        return cls(values["name"], fingerprint, good, dict(values["bad"]), values["damage"])
+        count, first = values["passed_over"]
+        return cls(values["name"], fingerprint, good, dict(values["bad"]), values["damage"], (count, first))
 
 
 def sample_key(name: str) -> tuple[str, str]:
@@ -86,11 +98,14 @@ def check_tar(path: str, options: CheckOptions) -> TarReport:
     fingerprint = Fingerprint.of(path)
     images: dict[str, tuple[int, TarMember, str | None]] = {}
     damage = None
+    passed_over: list[str] = []
     with storage.open_reading(path) as file:
         try:
             for member in walk_tar(file, fingerprint.size):
                 sample, extension = sample_key(member.name)
                 if extension not in IMAGE_KEYS or not os.path.basename(sample):
+                    if IMAGES.matches(os.path.basename(member.name)):
+                        passed_over.append(member.name)
                     continue
                 rank = IMAGE_KEYS.index(extension)
                 # A name that comes again replaces the earlier one, as it does when a tar is unpacked.
@@ -101,10 +116,13 @@ def check_tar(path: str, options: CheckOptions) -> TarReport:
     good = tuple(member for _, member, reason in images.values() if reason is None)
     bad = {member.name: reason for _, member, reason in images.values() if reason is not None}
     good = tuple(sorted(good, key=lambda member: member.start))
-    return TarReport(os.path.basename(path), fingerprint, good, bad, damage)
+    others = (len(passed_over), passed_over[0] if passed_over else "")
+    return TarReport(os.path.basename(path), fingerprint, good, bad, damage, others)
 
 
 def _check_member(file: Any, member: TarMember, options: CheckOptions) -> str | None:
+    if not member.size:
+        return "the file is empty"
     if member.size > _LARGEST:
         return f"an image of {member.size} bytes"
     file.seek(member.start)

@@ -17,6 +17,7 @@ import numpy as np
 from voken_common.data import storage
 from voken_common.data.array_file import ArrayFileError, StringTable, map_arrays, pack_strings, write_arrays
 from voken_common.data.errors import DataError
+from voken_common.data.listing import some
 from voken_common.data.tar_format import BLOCK, TarMember
 
 INDEX_SUFFIX = ".index"
@@ -24,6 +25,8 @@ _VERSION = 1
 _HEAD = 4096
 _CHECKED_AT_A_TIME = 16
 _AGAIN = "run `python -m voken_common.data.prepare` on the set again, which checks only the tars that changed"
+
+_WRITE = "write it with `python -m voken_common.data.prepare SET --output FOLDER` and name FOLDER/SET.index"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,12 +163,11 @@ class TarIndex:
             self._fingerprints = (arrays["tar_size"], arrays["tar_modified"], arrays["tar_head_crc"])
             self._check_lengths()
         except OSError as error:
-            raise DataError(
-                f"no tar index at {self.path}: {error.strerror}. Write it with "
-                "`python -m voken_common.data.prepare SET --output FOLDER` and name FOLDER/SET.index"
-            ) from error
+            raise DataError(f"no tar index at {self.path}: {error.strerror}; {_WRITE}") from error
         except (ArrayFileError, KeyError, TypeError) as error:
-            raise DataError(f"tar index {self.path}: {error}; {_AGAIN}") from error
+            # Most likely a tar, or another of the files that lie beside an index.
+            advice = _AGAIN if self.path.endswith(INDEX_SUFFIX) else _WRITE
+            raise DataError(f"tar index {self.path}: {error}; {advice}") from error
 
     def _check_lengths(self) -> None:
         count = len(self._start)
@@ -227,6 +229,12 @@ class TarIndex:
             raise DataError(
                 f"tar index {self.path}: no folder {self.location}, where the tars are expected; if they moved, name "
                 "the place in `location` of the set"
+            )
+        if not any(name in there for name in self.tars):
+            raise DataError(
+                f"tar index {self.path}: none of its tars ({some(self.tars)}) is in {self.location}, which holds "
+                f"{some(list(there)) or 'no tars'}; `location` of the set is the folder of the tars themselves, often "
+                "SET/webdataset"
             )
         # Of tars that were moved, each is looked into: at the same time, since an object store answers slowly.
         with ThreadPoolExecutor(_CHECKED_AT_A_TIME) as pool:
