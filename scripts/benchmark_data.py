@@ -254,9 +254,10 @@ def contend(args: argparse.Namespace, folder: Path) -> dict[str, list[tuple[floa
             contenders[name].pids = {process.pid for process in pool._pool}  # type: ignore[attr-defined]
         for name, source in sources.items():
             contenders[name] = Contender(lambda source=source: pipeline(source, target, batch, workers))
-        if args.reduced:
-            contenders["pipeline, folder, reduced"] = Contender(
-                lambda: pipeline(images, target, batch, workers, reduced_jpeg_decode=True)
+        if args.fast:
+            options = {"resize_crop_only": True, "reduced_jpeg_decode": True}
+            contenders["pipeline, folder, fast"] = Contender(
+                lambda: pipeline(images, target, batch, workers, **options)
             )
         for number in range(args.rounds + 1):
             for name, contender in contenders.items():
@@ -304,10 +305,8 @@ def report(args: argparse.Namespace, stages: dict[str, float], results: dict[str
     for other in ("torch DataLoader", "decode", "decode to target"):
         key = f"pipeline_vs_{other.removeprefix('torch ').lower().replace(' ', '_')}"
         summary[key], summary[f"{key}_by_cpu"] = ratios(results, ours, other)
-    if args.reduced:
-        summary["reduced_vs_decode"], summary["reduced_vs_decode_by_cpu"] = ratios(
-            results, f"{ours}, reduced", "decode"
-        )
+    if args.fast:
+        summary["fast_vs_decode"], summary["fast_vs_decode_by_cpu"] = ratios(results, f"{ours}, fast", "decode")
     print(json.dumps(summary))
 
 
@@ -325,7 +324,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--reduced", action="store_true", help="measure data.reduced_jpeg_decode, too")
+    parser.add_argument(
+        "--fast", action="store_true", help="measure data.resize_crop_only and data.reduced_jpeg_decode, too"
+    )
     parser.add_argument(
         "--no-sources", action="store_true", help="the folder only, not the same in tars and array_record"
     )

@@ -55,7 +55,7 @@ def test_the_torch_baseline_does_the_same_work(tmp_path):
 
 @pytest.mark.slow
 def test_the_benchmark_ends_in_one_json_line():
-    command = [sys.executable, str(ROOT / "scripts" / "benchmark_data.py"), "--quick", "--reduced", "--size", "160x120"]
+    command = [sys.executable, str(ROOT / "scripts" / "benchmark_data.py"), "--quick", "--fast", "--size", "160x120"]
     done = subprocess.run([*command, "--target", "32"], capture_output=True, text=True, check=True)
     summary = json.loads(done.stdout.splitlines()[-1])
     names = {"decode", "decode to target", "torch DataLoader", "pipeline, folder", "pipeline, tar"}

@@ -226,6 +226,25 @@ def test_reduced_jpeg_decoding_is_an_option_and_close(tmp_path):
     assert_same(*untouched)
 
 
+@pytest.mark.parametrize("resize", ["pil", "cv2", "none"])
+def test_resizing_the_crop_only_is_an_option_and_close(tmp_path, resize):
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 256, (64 + i, 97, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    plain, cut = (
+        take(config(tmp_path, resize=resize, resize_crop_only=on), 5, batch_size=4)[0] for on in (False, True)
+    )
+    difference = np.abs(joined(plain, "image") - joined(cut, "image")) * 127.5
+    assert difference.max() < 1.01
+    assert (difference > 0).mean() < 0.005
+    assert (difference > 0).any() == (resize == "pil")
+
+
+def test_resizing_the_crop_only_leaves_nothing_to_cache(folder):
+    with pytest.raises(ValueError, match="resize_crop_only"):
+        config(folder, cache=True, resize_crop_only=True)
+
+
 def test_cache_gives_the_same_and_reads_once(folder, monkeypatch):
     plain = take(config(folder), 10)[0]
     iterator = build_train_iterator(config(folder, cache=True), batch_size_per_process=5, seed=3)

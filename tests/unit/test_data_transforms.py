@@ -54,6 +54,26 @@ def test_an_image_that_pillow_holds_resizes_to_the_same(convention, shape):
     np.testing.assert_array_equal(transforms.resize_pillow_image(Image.fromarray(image), 16, convention), expected)
 
 
+@pytest.mark.parametrize("shape", [(40, 61), (61, 40), (16, 16), (9, 30), (16, 23), (375, 500)])
+@pytest.mark.parametrize("convention", ["pil", "cv2", "none"])
+def test_resizing_the_crop_alone_gives_the_crop_of_the_resized(convention, shape):
+    image, rng = pattern(*shape), np.random.default_rng(0)
+    for place in (
+        transforms.central(convention),
+        transforms.relative((0.0, 0.0)),
+        transforms.relative((1.0, 1.0)),
+        *(transforms.random_place(rng) for _ in range(5)),
+    ):
+        expected = transforms.crop(transforms.resize_short_side(image, 16, convention), 16, place)
+        found = transforms.resize_pillow_crop(Image.fromarray(image), 16, convention, place)
+        if convention == "cv2":
+            np.testing.assert_array_equal(found, expected)
+        else:
+            difference = np.abs(found.astype(int) - expected)
+            assert difference.max() <= 1
+            assert (difference > 0).mean() < 0.03
+
+
 def test_clips_are_cropped_and_flipped_frame_by_frame():
     clip = np.stack([pattern(20, 30), pattern(20, 30)[::-1]])
     for crop in (
@@ -92,8 +112,8 @@ def test_centre_crop_offsets_round_half_to_even_or_down():
 
 def test_crops_cover_the_image_and_refuse_small_ones():
     image = pattern(9, 7)
-    np.testing.assert_array_equal(transforms.crop_at(image, 4, (0.0, 0.0)), image[:4, :4])
-    np.testing.assert_array_equal(transforms.crop_at(image, 4, (1.0, 1.0)), image[5:, 3:])
+    np.testing.assert_array_equal(transforms.crop(image, 4, transforms.relative((0.0, 0.0))), image[:4, :4])
+    np.testing.assert_array_equal(transforms.crop(image, 4, transforms.relative((1.0, 1.0))), image[5:, 3:])
     rng = np.random.default_rng(0)
     crops = {transforms.random_crop(image, 4, rng).tobytes() for _ in range(600)}
     assert crops == {image[t : t + 4, u : u + 4].tobytes() for t in range(6) for u in range(4)}

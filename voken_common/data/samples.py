@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from voken_common.data import transforms
 from voken_common.data.bad_images import BadImage, BadImageLimit
@@ -53,25 +54,47 @@ class SampleLoader:
           ReadError: it could not be read for longer than allowed.
         """
         if not self.config.cache:
-            return self._read(index)
+            return self._resized(index)
         image_index = self.source.image_index(index)
         with _CACHE_LOCKS[image_index % len(_CACHE_LOCKS)]:
             if image_index not in self._cache:
-                self._cache[image_index] = self._read(index)
+                self._cache[image_index] = self._resized(index)
             return self._cache[image_index]
 
-    def _read(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
-        image, label = self._patiently(index, lambda: self.source.read(index))
+    def cut(self, index: int, place: transforms.Place) -> tuple[UInt8[np.ndarray, "s s 3"], int]:
+        """A square of `resized`, of which only that square is computed where the configuration permits, and the label.
+
+        Raises:
+          ImageDecodeError, ReadError: as `resized`.
+        """
         size, convention = self.config.image_size, self.config.resize
+        if self.config.cache:
+            whole, label = self.resized(index)
+            return transforms.crop(whole, size, place), label
+        image, label = self._decoded(index)
+        if isinstance(image, Image.Image) and (convention != "pil" or self.config.resize_crop_only):
+            return transforms.resize_pillow_crop(image, size, convention, place), label
+        return transforms.crop(self._whole(image), size, place), label
+
+    def _whole(self, image: Image.Image | UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
+        resize: Any = transforms.resize_pillow_image if isinstance(image, Image.Image) else transforms.resize_short_side
+        return resize(image, self.config.image_size, self.config.resize)
+
+    def _resized(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
+        image, label = self._decoded(index)
+        return self._whole(image), label
+
+    def _decoded(self, index: int) -> tuple[Image.Image | UInt8[np.ndarray, "h w 3"], int]:
+        image, label = self._patiently(index, lambda: self.source.read(index))
         if not isinstance(image, bytes):
             self._check_shape(index, *image.shape[:2])
-            return transforms.resize_short_side(image, size, convention), label
-        reduced = size if self.config.reduced_jpeg_decode and convention != "none" else None
+            return image, label
+        reduced = self.config.image_size if self.config.reduced_jpeg_decode and self.config.resize != "none" else None
         decoded = open_image(
             image, name=self.source.key(index), exif_rotate=self.config.exif_rotate, short_side=reduced
         )
         self._check_shape(index, decoded.height, decoded.width)
-        return transforms.resize_pillow_image(decoded, size, convention), label
+        return decoded, label
 
     def _patiently(self, index: int, read: Callable[[], T]) -> T:
         """What a read of a sample gives; a sample that is gone is a bad one, a store that does not answer is not."""
@@ -89,10 +112,12 @@ class SampleLoader:
 
     def fixed_view(self, index: int, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "s s 3"]:
         """The crop of validation, and of training without random crops."""
+        return transforms.crop(image, self.config.image_size, self.fixed_place(index))
+
+    def fixed_place(self, index: int) -> transforms.Place:
+        """Where that crop lies."""
         position = self.source.crop_position(index)
-        if position is None:
-            return transforms.center_crop(image, self.config.image_size, self.config.resize)
-        return transforms.crop_at(image, self.config.image_size, position)
+        return transforms.central(self.config.resize) if position is None else transforms.relative(position)
 
     def first_good(self, index: int, bad: list[BadImage], load: Callable[[int], T]) -> tuple[int, T]:
         """Index of the first sample from `index` on that loads, and what it loads as; appends the others to `bad`.
@@ -115,11 +140,10 @@ class TrainSample(SampleLoader):
     def __call__(self, index: int, generator: np.random.Generator) -> dict[str, Any]:
         """A sample as image bytes (s, s, 3), label, and the bad images met on the way to it."""
         bad: list[BadImage] = []
-        candidate, (image, label) = self.first_good(index, bad, self.resized)
-        if self.config.crop == "random":
-            image = transforms.random_crop(image, self.config.image_size, generator)
-        else:
-            image = self.fixed_view(candidate, image)
+        place = transforms.random_place(generator) if self.config.crop == "random" else None
+        _, (image, label) = self.first_good(
+            index, bad, lambda candidate: self.cut(candidate, place or self.fixed_place(candidate))
+        )
         if self.config.flip:
             image = transforms.random_flip(image, generator)
         return {"image": image, "label": label, "bad": bad}

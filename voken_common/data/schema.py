@@ -148,6 +148,9 @@ class DataConfig(DataSection):
     """Turn images upright by their EXIF tag. Off: pixels stay in stored order, which published figures rest on."""
     reduced_jpeg_decode: bool = False
     """Decode a JPEG at 1/2, 1/4 or 1/8 of its size if that is still as large as needed: faster, but other pixels."""
+    resize_crop_only: bool = False
+    """In training compute only what the crop keeps of a resized image: faster, but by `pil` about one value in a
+    thousand differs by one grey level (of 255). `cv2` does so anyway, and gives the same pixels."""
     workers: NonNegativeInt = 8
     """Grain worker processes of the training input; 0 decodes in threads of the main process."""
     read_threads: PositiveInt = 1
@@ -161,13 +164,17 @@ class DataConfig(DataSection):
     """Keep decoded and resized images in memory, in each worker process its own: for small sets only."""
 
     @model_validator(mode="after")
-    def _check_videos(self) -> Self:
+    def _check_together(self) -> Self:
         sources = [source for source in (self.train, self.validation) if source is not None]
         videos = [isinstance(source, VideoFolderConfig) for source in sources]
         if any(videos) and not all(videos):
             raise ValueError("train and validation must both be videos or both be images")
         if any(videos) and self.cache:
             raise ValueError("cache keeps single images; set it to false for videos")
+        if self.cache and self.resize_crop_only:
+            raise ValueError(
+                "cache keeps whole resized images and resize_crop_only makes none: set one of them to false"
+            )
         return self
 
     @property

@@ -9,6 +9,7 @@ sees, c = channels, *t = frames of a clip, or nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -18,6 +19,8 @@ from PIL import Image
 Convention: TypeAlias = Literal["pil", "cv2", "none"]
 Region: TypeAlias = tuple[int, int, int, int]
 """(top, left, bottom, right) in pixels, bottom and right exclusive."""
+Place: TypeAlias = Callable[[int, int], tuple[int, int]]
+"""Top and left of a crop, given how many pixels more than the crop the image has in height and width."""
 
 _FIXED_POINT_ONE = 2048
 _PIECE = 1 << 17
@@ -87,12 +90,46 @@ def _resize_pillow(image: Image.Image, height: int, width: int) -> UInt8[np.ndar
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def resize_bilinear_cv2(image: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
-    """OpenCV's INTER_LINEAR for bytes, bit for bit, in its 11-bit fixed-point arithmetic (no antialiasing)."""
+def resize_pillow_crop(
+    image: Image.Image, size: int, convention: Convention, place: Place
+) -> UInt8[np.ndarray, "s s 3"]:
+    """`resize_pillow_image` and a square of it, without computing what the crop leaves out.
+
+    By `cv2` and `none` the very same pixels; by `pil` about one value in a thousand differs by one of 255 grey levels,
+    since Pillow takes the place of the crop in single precision.
+
+    Args:
+      image, size, convention: as of `resize_short_side`.
+      place: of the square in the resized image.
+    """
+    height, width = _resized_sides(image.height, image.width, size, convention)
+    if (height, width) == (image.height, image.width):
+        return crop(np.asarray(image), size, place)
+    top, left = place(height - size, width - size)
+    if convention == "cv2":
+        return resize_bilinear_cv2(np.asarray(image), height, width, region=(top, left, top + size, left + size))
+    down, across = image.height / height, image.width / width
+    # Rounding may carry the last edges out of the image, which Pillow refuses.
+    bottom, right = min((top + size) * down, image.height), min((left + size) * across, image.width)
+    box = (left * across, top * down, right, bottom)
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+def resize_bilinear_cv2(
+    image: UInt8[np.ndarray, "h w 3"], height: int, width: int, *, region: Region | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
+    """OpenCV's INTER_LINEAR for bytes, bit for bit, in its 11-bit fixed-point arithmetic (no antialiasing).
+
+    Args:
+      image: bytes of any values.
+      height, width: of the resized image.
+      region: the part of it that is wanted; all by default.
+    """
+    first_row, first_column, last_row, last_column = region or (0, 0, height, width)
     if image.shape[:2] == (height, width):
-        return image
-    top, bottom, b0, b1 = _bilinear_taps(image.shape[0], height)
-    left, right, a0, a1 = _bilinear_taps(image.shape[1], width)
+        return image[first_row:last_row, first_column:last_column]
+    top, bottom, b0, b1 = (taps[first_row:last_row] for taps in _bilinear_taps(image.shape[0], height))
+    left, right, a0, a1 = (taps[first_column:last_column] for taps in _bilinear_taps(image.shape[1], width))
     # Beyond the outermost pixel centres OpenCV repeats the edge with the whole weight on one tap along x, but with the
     # weight still split over both taps along y; each half is rounded, so that the two are not the same.
     edge = left == right
@@ -107,7 +144,7 @@ def resize_bilinear_cv2(image: UInt8[np.ndarray, "h w 3"], height: int, width: i
     other *= np.repeat(a1, 3)
     horizontal += other
     horizontal >>= 4
-    upper, lower = horizontal[inverse[:height]], horizontal[inverse[height:]]
+    upper, lower = horizontal[inverse[: len(top)]], horizontal[inverse[len(top) :]]
     upper *= b0[:, None]
     lower *= b1[:, None]
     upper >>= 16
@@ -115,7 +152,7 @@ def resize_bilinear_cv2(image: UInt8[np.ndarray, "h w 3"], height: int, width: i
     upper += lower
     upper += 2
     upper >>= 2
-    return upper.astype(np.uint8).reshape(height, width, 3)
+    return upper.astype(np.uint8).reshape(len(top), len(left), 3)
 
 
 def _bilinear_taps(
@@ -130,47 +167,49 @@ def _bilinear_taps(
     return np.clip(first, 0, length - 1), np.clip(first + 1, 0, length - 1), a0, a1
 
 
-def center_crop(
-    image: UInt8[np.ndarray, "*t h w 3"], size: int, convention: Convention
-) -> UInt8[np.ndarray, "*t s s 3"]:
-    """Central square. The offset is (side - size) / 2, rounded half to even by `pil` (and `none`), down by `cv2`.
+def crop(image: UInt8[np.ndarray, "*t h w 3"], size: int, place: Place) -> UInt8[np.ndarray, "*t s s 3"]:
+    """The square of `size` pixels at a place.
 
     Raises:
-      ValueError: the image is smaller than the crop.
+      ValueError: the image is smaller than that.
     """
-    spare = _spare(image, size)
-    top, left = (s // 2 if convention == "cv2" else round(s / 2) for s in spare)
+    height, width = image.shape[-3:-1]
+    if min(height, width) < size:
+        raise ValueError(f"cannot cut {size}x{size} pixels (height x width) out of {height}x{width}: resize first")
+    top, left = place(height - size, width - size)
     return image[..., top : top + size, left : left + size, :]
 
 
-def crop_at(image: UInt8[np.ndarray, "h w 3"], size: int, position: tuple[float, float]) -> UInt8[np.ndarray, "s s 3"]:
-    """Square at a relative position: (0, 0) is the top left corner, (1, 1) the bottom right one.
+def central(convention: Convention) -> Place:
+    """The middle. Half a pixel is rounded half to even by `pil` (and `none`), down by `cv2`."""
+    if convention == "cv2":
+        return lambda height, width: (height // 2, width // 2)
+    return lambda height, width: (round(height / 2), round(width / 2))
 
-    Raises:
-      ValueError: the image is smaller than the crop.
-    """
-    top, left = (round(p * s) for p, s in zip(position, _spare(image, size), strict=True))
-    return image[top : top + size, left : left + size]
+
+def relative(position: tuple[float, float]) -> Place:
+    """A relative position: (0, 0) is the top left corner, (1, 1) the bottom right one."""
+    return lambda height, width: (round(position[0] * height), round(position[1] * width))
+
+
+def random_place(generator: np.random.Generator) -> Place:
+    """Uniformly random; draws two numbers at once and whatever the image, so that later draws do not shift."""
+    down, across = generator.random(2)
+    return lambda height, width: (int(down * (height + 1)), int(across * (width + 1)))
+
+
+def center_crop(
+    image: UInt8[np.ndarray, "*t h w 3"], size: int, convention: Convention
+) -> UInt8[np.ndarray, "*t s s 3"]:
+    """`crop` in the middle."""
+    return crop(image, size, central(convention))
 
 
 def random_crop(
     image: UInt8[np.ndarray, "*t h w 3"], size: int, generator: np.random.Generator
 ) -> UInt8[np.ndarray, "*t s s 3"]:
-    """Square at a uniformly random position; always draws two numbers, so that later draws do not shift.
-
-    Raises:
-      ValueError: the image is smaller than the crop.
-    """
-    position = generator.random(2)
-    top, left = (int(p * (s + 1)) for p, s in zip(position, _spare(image, size), strict=True))
-    return image[..., top : top + size, left : left + size, :]
-
-
-def _spare(image: UInt8[np.ndarray, "*t h w 3"], size: int) -> tuple[int, int]:
-    height, width = image.shape[-3:-1]
-    if min(height, width) < size:
-        raise ValueError(f"cannot cut {size}x{size} pixels (height x width) out of {height}x{width}: resize first")
-    return height - size, width - size
+    """`crop` at a uniformly random place."""
+    return crop(image, size, random_place(generator))
 
 
 def random_flip(image: UInt8[np.ndarray, "*t h w 3"], generator: np.random.Generator) -> UInt8[np.ndarray, "*t h w 3"]:
