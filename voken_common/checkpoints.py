@@ -95,27 +95,33 @@ class Meta:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], origin: str) -> Meta:
-        """Inverse of `to_dict`; `origin` is the file for messages.
+    def from_dict(cls, values: Any, origin: str) -> Meta:
+        """Inverse of `to_dict`, of whatever was found in its place; `origin` is the file for messages.
 
         Raises:
             CheckpointError: another layout, or no such record.
             ConfigError: the configuration is not one of this version.
         """
+        if not isinstance(values, Mapping):
+            raise CheckpointError(f"{origin} holds {type(values).__name__}, no record: it is damaged, use another step")
         if values.get("layout") != LAYOUT:
             raise CheckpointError(f"{origin} has layout {values.get('layout')}, this version reads layout {LAYOUT}")
         missing = {"config", "step", "metrics"} - set(values)
         if missing:
             raise CheckpointError(f"{origin} lacks {', '.join(sorted(missing))}: it is damaged, use another step")
-        # Steps of earlier versions have none.
-        saved = values.get("progress") or {"averages": {}, "skipped": 0}
-        averages = {name: (float(a), int(n), str(kind)) for name, (a, n, kind) in saved["averages"].items()}
-        return cls(
-            from_json(json.dumps(values["config"]), origin=origin),
-            int(values["step"]),
-            dict(values["metrics"]),
-            Progress(averages, int(saved["skipped"])),
-        )
+        if not isinstance(values["config"], Mapping):
+            raise CheckpointError(f"{origin} holds no configuration: it is damaged, use another step")
+        config = from_json(json.dumps(values["config"]), origin=origin)
+        try:
+            # Steps of earlier versions have none.
+            saved = values.get("progress") or {"averages": {}, "skipped": 0}
+            averages = {name: (float(a), int(n), str(kind)) for name, (a, n, kind) in saved["averages"].items()}
+            metrics = {str(name): float(value) for name, value in values["metrics"].items()}
+            return cls(config, int(values["step"]), metrics, Progress(averages, int(saved["skipped"])))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{origin} holds what no run writes ({type(error).__name__}: {error}): it is damaged, use another step"
+            ) from error
 
 
 Problems = Callable[[Path], list[str]]
@@ -163,11 +169,11 @@ def newest_good(steps: Mapping[int, Path], problems: Problems) -> tuple[int, lis
         found = problems(steps[number])
         if not found:
             for bad, texts in damaged.items():
-                logger.warning("step %d is damaged: %s. Step %d is used instead", bad, _listed(texts), number)
+                logger.warning("step %d is damaged: %s. Step %d is used instead", bad, listed(texts), number)
             return number, sorted(damaged)
         damaged[number] = found
     folder = next(iter(steps.values())).parent
-    texts = [f"step {number}: {_listed(texts)}" for number, texts in damaged.items()]
+    texts = [f"step {number}: {listed(texts)}" for number, texts in damaged.items()]
     raise DamagedError(
         f"all {len(damaged)} step(s) in {folder} are damaged, so there is nothing to go on from ({'; '.join(texts)}). "
         "Restore them from a copy, or begin anew with another --workdir"
@@ -179,7 +185,8 @@ def _best_good(steps: dict[int, Path], read_meta: Callable[[Path], Meta], proble
     for number, path in list(steps.items()):
         try:
             metas[number] = read_meta(path)
-        except CheckpointError as error:
+        # Damage may leave a configuration that cannot be, too.
+        except ValueError as error:
             logger.warning("step %d is passed over: %s", number, error)
             del steps[number]
     if not metas:
@@ -192,7 +199,7 @@ def _best_good(steps: dict[int, Path], read_meta: Callable[[Path], Meta], proble
         found = problems(steps[number])
         if not found:
             return steps[number]
-        logger.warning("step %d, the best by %s, is damaged: %s. The next best is used", number, metric, _listed(found))
+        logger.warning("step %d, the best by %s, is damaged: %s. The next best is used", number, metric, listed(found))
     raise DamagedError(f"all validated steps of {sorted(scored)} are damaged; use latest")
 
 
@@ -201,7 +208,7 @@ def require_good(place: Path, problems: list[str], others: list[int]) -> None:
     if problems:
         rest = f"other steps there: {others}" if others else "there is no other step there"
         raise DamagedError(
-            f"{place} is damaged: {_listed(problems)}. Restore it from a copy, or use another one ({rest})"
+            f"{place} is damaged: {listed(problems)}. Restore it from a copy, or use another one ({rest})"
         )
 
 
@@ -242,7 +249,8 @@ def failed_write(step: int, folder: Path, error: Exception, intact: list[int]) -
     )
 
 
-def _listed(texts: list[str]) -> str:
+def listed(texts: list[str]) -> str:
+    """The first lines of a description of damage, and how many more there are."""
     return "; ".join(texts[:3]) + (f"; and {len(texts) - 3} more" if len(texts) > 3 else "")
 
 

@@ -10,6 +10,7 @@ CRC-32 finds accidents, not attacks; it costs a small part of reading the file.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import sys
@@ -49,6 +50,21 @@ def crc32_of(path: Path, told: Callable[[int], object] = lambda _: None) -> int:
     """CRC-32 of a whole file; `told` hears of every block of bytes."""
     with path.open("rb", buffering=0) as file:
         return _crc32(file, None, 0, told)
+
+
+def forget_cached(place: Path) -> None:
+    """Have the system read a file, or those of a folder, from the disk next time, as far as it lets us.
+
+    What was just written is still in memory, and the disk may hold something else. Where a system cannot do so (it has
+    no such call, or the files are on another machine), the next read may still be from memory.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for path in [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]:
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            # Pages that are not on the disk yet cannot be given up.
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def crc32_of_extents(folder: Path, extents: Iterable[Extent]) -> int:

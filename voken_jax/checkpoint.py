@@ -14,18 +14,15 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
-from orbax.checkpoint import checkpoint_managers
 
 from voken_common.checkpoints import (
     FOLDER,
@@ -37,19 +34,16 @@ from voken_common.checkpoints import (
     choose_step,
     describe_missing,
     failed_write,
-    kept_steps,
-    newest_good,
-    remove_half_written,
     require_good,
-    set_aside,
 )
 from voken_common.config import AnyConfig
 from voken_common.errors import CheckpointError
 from voken_common.generator_schema import GeneratorCheckpointConfig
-from voken_common.integrity import has_checksums, quick_problems
+from voken_common.run_steps import RunSteps, StepFiles
 from voken_common.schema import CheckpointConfig
+from voken_jax.distributed import gather_objects
 from voken_jax.generator_step import GeneratorState
-from voken_jax.integrity import SealedPath, needed_items, step_problems
+from voken_jax.integrity import needed_items, step_path, step_problems, visible_problems
 from voken_jax.losses import LecamAverages
 from voken_jax.state import TrainState
 
@@ -69,13 +63,14 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path, config: AnyCheckpointConfig):
-        self._folder, self._config = Path(workdir).absolute() / FOLDER, config
-        self._found: tuple[int | None, list[int]] | None = None
+        self._folder = Path(workdir).absolute() / FOLDER
+        files = StepFiles(steps_in, read_meta, visible_problems, step_problems)
+        self._steps = RunSteps(self._folder, config, files, jax.process_index(), gather_objects)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_LastAndBest(self._folder, config),
             # On the CPU arrays are not copied before the next step's donation may overwrite them.
             enable_async_checkpointing=jax.default_backend() != "cpu",
-            temporary_path_class=SealedPath if config.checksums else None,
+            # Without a policy of its own Orbax keeps every step: it would drop old ones before the new one is verified.
+            temporary_path_class=step_path(config.checksums, self._steps.drop_old),
             # Neither a clock that went backwards nor a damaged step may matter.
             lightweight_initialize=True,
         )
@@ -87,22 +82,12 @@ class Checkpoints:
         Raises:
             DamagedError: there are steps, and all are damaged.
         """
-        if self._found is None:
-            self._found = self._look()
-        return self._found[0]
+        return self._steps.latest()
 
     def recover(self) -> int | None:
         """`latest_step`, for the run that holds the directory: half-written and damaged steps leave its way."""
-        latest = self.latest_step()
-        assert self._found is not None
-        if jax.process_index() == 0:
-            remove_half_written(self._folder)
-        if self._found[1]:
-            if jax.process_index() == 0:
-                set_aside(self._folder.parent, [self._folder / str(step) for step in self._found[1]])
-            _wait_for_all("voken: damaged steps are out of the way")
-            self._manager.reload()
-            self._found = (latest, [])
+        latest = self._steps.recover()
+        self._manager.reload()
         return latest
 
     def save(
@@ -127,8 +112,8 @@ class Checkpoints:
             meta=ocp.args.JsonSave(Meta(config, step, metrics, progress or Progress()).to_dict()),
         )
         with self._telling(step):
-            self._manager.save(step, args=items, metrics=metrics)
-        self._found = None
+            self._manager.save(step, args=items)
+        self._steps.changed()
 
     def restore(self, abstract: Any, iterator: grain.DatasetIterator) -> Any:
         """The newest step, onto the shapes and shardings of `abstract`; the iterator is moved to its position.
@@ -191,28 +176,6 @@ class Checkpoints:
             self._manager.wait_until_finished()
         self._manager.close()
 
-    def _look(self) -> tuple[int | None, list[int]]:
-        """(newest good step, damaged ones after it); the first process looks, and all learn what it found."""
-        steps = steps_in(self._folder)
-        found: tuple[int | None, list[int]] = (None, [])
-        failure: CheckpointError | None = None
-        if steps and jax.process_index() == 0:
-            try:
-                found = newest_good(steps, step_problems if self._config.checksums else lambda _: [])
-            except CheckpointError as error:
-                failure = error
-        if jax.process_count() > 1:
-            newest = -1 if found[0] is None else found[0]
-            state = np.array([newest, len(found[1]), failure is not None], np.int64)
-            newest, damaged, failed = (int(value) for value in multihost_utils.broadcast_one_to_all(state))
-            after = sorted(number for number in steps if number > newest)[:damaged]
-            found = (None if newest < 0 else newest, after)
-            if failed and failure is None:
-                failure = CheckpointError(f"no step in {self._folder} can be used; process 0 says why")
-        if failure is not None:
-            raise failure
-        return found
-
     def _remove_partial(self, step: int) -> None:
         """Remove what there is of a step; other threads of the write that failed may still be at it for a moment."""
         for _ in range(5):
@@ -231,32 +194,6 @@ class Checkpoints:
                 self._remove_partial(step)
             intact = sorted(number for number in steps_in(self._folder) if number != step)
             raise failed_write(step, self._folder, error, intact) from error
-
-
-class _LastAndBest(checkpoint_managers.preservation_policy.PreservationPolicy):
-    """Which steps stay, by what each step on disk says: a manager knows only the metrics of its own run."""
-
-    def __init__(self, folder: Path, config: AnyCheckpointConfig):
-        self._folder, self._config = folder, config
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """A flag per step. Steps that are visibly damaged count for nothing, so the last good one is never dropped."""
-        metrics = {info.step: self._metrics(info.step, info.metrics) for info in checkpoints}
-        kept = kept_steps({step: found for step, found in metrics.items() if found is not None}, self._config)
-        return [info.step in kept or metrics[info.step] is None for info in checkpoints]
-
-    def _metrics(self, step: int, own: dict[str, float] | None) -> dict[str, float] | None:
-        """Metrics of a step: of this run, else what the disk says; None for a damaged one."""
-        folder = self._folder / str(step)
-        if not folder.is_dir():
-            # It is being written.
-            return own or {}
-        if has_checksums(folder) and quick_problems(folder):
-            return None
-        try:
-            return own or read_meta(folder).metrics
-        except CheckpointError:
-            return None
 
 
 def steps_in(folder: Path) -> dict[int, Path]:
@@ -337,11 +274,6 @@ def load_generator(step_folder: Path, abstract: dict[str, Any], weights: Weights
     placed = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in abstract.items()}
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(step_folder.absolute() / ITEMS[chosen], placed)
-
-
-def _wait_for_all(what: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
 
 
 def _lecam_entries(step_folder: Path) -> int:

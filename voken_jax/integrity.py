@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -36,18 +37,38 @@ def _write_small_arrays_whole() -> None:
 _write_small_arrays_whole()
 
 
-class SealedPath(atomicity.AtomicRenameTemporaryPath):
+class StepPath(atomicity.AtomicRenameTemporaryPath):
     """The temporary folder of a step, which gets its checksums before it gets its final name.
 
     So a step under its final name has them, whenever a run is killed. The primary process writes them for the files
-    of all; with asynchronous saving it happens in the background.
+    of all; with asynchronous saving it happens in the background, and so does what follows. `step_path` makes one for
+    a run; items of a step are such paths too, and nothing happens to them.
     """
+
+    sealed: ClassVar[bool] = True
+
+    @staticmethod
+    def committed() -> None:
+        """Called by the primary process when a step has its final name."""
 
     async def finalize(self) -> None:
         """Write the checksums of a step (the items in it are finalized before, one by one), then rename it."""
-        if self.get_final().name.isdecimal():
+        whole = self.get_final().name.isdecimal()
+        if whole and self.sealed:
             await asyncio.to_thread(seal, Path(self.get()))
         await super().finalize()
+        if whole:
+            await asyncio.to_thread(self.committed)
+
+
+def step_path(sealed: bool, committed: Callable[[], None]) -> type[StepPath]:
+    """The temporary folders of one run's steps.
+
+    Args:
+        sealed: whether steps get checksums.
+        committed: called by the primary process when a step has its final name; it must not wait for other processes.
+    """
+    return type("StepPath", (StepPath,), {"sealed": sealed, "committed": staticmethod(committed)})
 
 
 def seal(step_folder: Path) -> None:
@@ -66,6 +87,17 @@ def step_problems(step_folder: Path, items: Iterable[str] | None = None) -> list
     """
     if integrity.has_checksums(step_folder):
         return integrity.problems(step_folder, items, lambda: stored_arrays(step_folder))
+    return _missing_checksums(step_folder)
+
+
+def visible_problems(step_folder: Path) -> list[str]:
+    """What is wrong with a step as far as one sees without reading its arrays, one line each."""
+    if integrity.has_checksums(step_folder):
+        return integrity.quick_problems(step_folder)
+    return _missing_checksums(step_folder)
+
+
+def _missing_checksums(step_folder: Path) -> list[str]:
     try:
         config = json.loads((step_folder / "meta" / "metadata").read_bytes())["config"]
         expected = config["checkpoint"].get("checksums", False)

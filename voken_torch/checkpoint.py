@@ -9,7 +9,6 @@ tensor, which is verified before a file is used.
 
 from __future__ import annotations
 
-import contextlib
 import pickle
 import zipfile
 from pathlib import Path
@@ -29,19 +28,16 @@ from voken_common.checkpoints import (
     choose_step,
     describe_missing,
     failed_write,
-    kept_steps,
-    newest_good,
-    remove_half_written,
     require_good,
-    set_aside,
 )
 from voken_common.config import AnyConfig
 from voken_common.errors import CheckpointError
 from voken_common.files import replacing
 from voken_common.generator_schema import GeneratorCheckpointConfig
 from voken_common.integrity import zip_problems
+from voken_common.run_steps import RunSteps, StepFiles
 from voken_common.schema import CheckpointConfig
-from voken_torch.sharding import gather_objects, gathered, process_index, wait_for_all
+from voken_torch.sharding import gather_objects, gathered, process_index
 from voken_torch.task import State
 
 FORMAT = "voken"
@@ -67,8 +63,9 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path, config: CheckpointConfig | GeneratorCheckpointConfig):
-        self._folder, self._config = Path(workdir) / FOLDER, config
-        self._found: tuple[int | None, list[int]] | None = None
+        self._folder = Path(workdir) / FOLDER
+        files = StepFiles(steps_in, read_meta, _no_problems, file_problems)
+        self._steps = RunSteps(self._folder, config, files, process_index(), gather_objects)
 
     def latest_step(self) -> int | None:
         """The newest step on disk that is not damaged, or None; damaged ones after it are told.
@@ -78,21 +75,11 @@ class Checkpoints:
         Raises:
             DamagedError: there are steps, and all are damaged.
         """
-        if self._found is None:
-            self._found = self._look()
-        return self._found[0]
+        return self._steps.latest()
 
     def recover(self) -> int | None:
         """`latest_step`, for the run that holds the directory: half-written and damaged steps leave its way."""
-        latest = self.latest_step()
-        assert self._found is not None
-        if process_index() == 0:
-            remove_half_written(self._folder)
-        if self._found[1]:
-            if process_index() == 0:
-                set_aside(self._folder.parent, [self._folder / f"{step}.pt" for step in self._found[1]])
-            self._found = (latest, [])
-        return latest
+        return self._steps.recover()
 
     def save(
         self,
@@ -105,11 +92,14 @@ class Checkpoints:
         """Write the current step, then drop what need not be kept. All processes call it, the first one writes.
 
         Raises:
-            CheckpointError: it cannot be written; the steps before are as they were.
+            CheckpointError: it cannot be written, on all processes; the steps before are as they were.
         """
         # Split weights become whole for the file, so that any number of processes continues from it.
         values = gathered(state.to_dict())
-        if process_index() == 0 and state.step not in steps_in(self._folder):
+
+        def write() -> None:
+            if state.step in steps_in(self._folder):
+                return
             del values["step"]
             weights = {item: values.pop(item) for item in ITEMS.values()}
             content = {
@@ -119,14 +109,11 @@ class Checkpoints:
                 "rest": values,
                 "data": iterator.get_state(),
             }
-            try:
-                with replacing(self._folder / f"{state.step}.pt") as file:
-                    _save(content, file)
-            except (OSError, RuntimeError) as error:
-                raise failed_write(state.step, self._folder, error, sorted(steps_in(self._folder))) from error
-            self._drop_old()
-            self._found = None
-        wait_for_all()
+            self._write(state.step, content)
+            self._steps.drop_old()
+
+        self._steps.by_first(write)
+        self._steps.changed()
 
     def restore(self, state: State, iterator: Positioned) -> None:
         """Bring state and iterator to the newest step.
@@ -147,31 +134,12 @@ class Checkpoints:
         """What a step on disk says about itself."""
         return read_meta(self._folder / f"{step}.pt")
 
-    def _look(self) -> tuple[int | None, list[int]]:
-        """(newest good step, damaged ones after it), or the error, as the first process finds it."""
-        found: Any = None
-        if process_index() == 0:
-            steps = steps_in(self._folder)
-            try:
-                found = newest_good(steps, file_problems if self._config.checksums else _no_problems) if steps else None
-            except CheckpointError as error:
-                found = error
-        others = gather_objects(found)
-        if process_index():
-            found = others[0]
-        if isinstance(found, CheckpointError):
-            raise found
-        return found or (None, [])
-
-    def _drop_old(self) -> None:
-        """Steps that cannot be read count for nothing, so the last good one is never dropped."""
-        metrics: dict[int, dict[str, float]] = {}
-        steps = steps_in(self._folder)
-        for step, path in steps.items():
-            with contextlib.suppress(CheckpointError):
-                metrics[step] = read_meta(path).metrics
-        for step in set(metrics) - kept_steps(metrics, self._config):
-            steps[step].unlink()
+    def _write(self, step: int, content: dict[str, Any]) -> None:
+        try:
+            with replacing(self._folder / f"{step}.pt") as file:
+                _save(content, file)
+        except (OSError, RuntimeError) as error:
+            raise failed_write(step, self._folder, error, sorted(steps_in(self._folder))) from error
 
 
 def steps_in(folder: Path) -> dict[int, Path]:

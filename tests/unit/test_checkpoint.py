@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from tests.e2e.tiny import tiny_config
 from voken_common.config import with_overrides
 from voken_common.data.pipeline import build_train_iterator
 from voken_common.errors import CheckpointError, DamagedError
-from voken_jax.checkpoint import Checkpoints, _LastAndBest, find_step, load_generator, read_meta
+from voken_jax.checkpoint import Checkpoints, find_step, load_generator, read_meta
 from voken_jax.integrity import step_problems
 from voken_jax.losses import LecamAverages
 from voken_jax.sharding import make_mesh
@@ -149,6 +148,30 @@ def test_damaged_meta_is_told(run, tmp_path):
         read_meta(step)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"progress": {"averages": {}}},
+        {"progress": {"averages": {"loss": [1.0, 2]}, "skipped": 0}},
+        {"progress": [1]},
+        {"metrics": {"psnr": "high"}},
+        {"metrics": [1]},
+        {"step": None},
+        {"config": [1]},
+        {"config": {"kind": "tokenizer", "nam": "tiny"}},
+        [],
+    ],
+)
+def test_a_step_that_says_nonsense_of_itself_is_passed_over(run, tmp_path, change, caplog):
+    shutil.copytree(run[0] / "checkpoints", tmp_path / "checkpoints")
+    file = tmp_path / "checkpoints" / "1" / "meta" / "metadata"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change if change else change))
+    with pytest.raises(ValueError, match=str(file)):
+        read_meta(tmp_path / "checkpoints" / "1")
+    assert find_step(tmp_path, "best", verify=False).name == "4"
+    assert "step 1 is passed over: " in caplog.text
+
+
 @pytest.mark.parametrize("devices", [1, 8])
 def test_restores_state_and_data_onto_other_devices(run, devices):
     folder, config = run
@@ -197,17 +220,6 @@ def test_checksums_can_be_turned_off(run, tmp_path):
     (damaged / "checksums.json").unlink()
     with pytest.raises(DamagedError, match=r"4 is damaged: checksums.json is not there"):
         find_step(damaged)
-
-
-def test_retention_counts_no_damaged_step(run, tmp_path):
-    shutil.copytree(run[0] / "checkpoints", tmp_path / "checkpoints")
-    policy = _LastAndBest(
-        tmp_path / "checkpoints", run[1].checkpoint.model_copy(update={"keep_last": 1, "keep_best": 0})
-    )
-    infos = [SimpleNamespace(step=step, metrics=None) for step in (1, 3, 4)]
-    assert policy.should_preserve(infos, context=None) == [False, False, True]
-    (tmp_path / "checkpoints" / "4" / "meta" / "metadata").write_text("{")
-    assert policy.should_preserve(infos, context=None) == [False, True, True], "3 is the last good one"
 
 
 def test_a_step_that_cannot_be_written_leaves_those_before(run, tmp_path, monkeypatch):

@@ -1,0 +1,122 @@
+"""Checkpoints of two processes: the first one writes, verifies and drops; both know of it, and of a failed write."""
+
+import multiprocessing
+import os
+import socket
+
+import pytest
+import torch
+
+from tests.unit.test_checkpoint import state_of
+from tests.unit.test_retention import ONE, JaxRun, TorchRun
+from voken_common.errors import CheckpointError
+from voken_torch import checkpoint as torch_checkpoint
+from voken_torch import device
+
+LIMIT = 120
+
+
+def error_of(function):
+    try:
+        function()
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def torch_process(rank, port, folder, results):
+    """One step dropped, one damaged on the disk, one that cannot be written."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    device.start("cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        run = TorchRun(folder, ONE, patch)
+        run.save(1)
+        run.save(2)
+        dropped = run.steps()
+        run.save_damaged(3)
+        latest = run.checkpoints.recover()
+        kept = run.steps()
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(torch_checkpoint, "_save", full)
+        results.put((rank, dropped, latest, kept, error_of(lambda: run.save(4)), run.steps()))
+    torch.distributed.destroy_process_group()
+
+
+def jax_process(rank, port, folder, results):
+    """One step dropped, and one damaged on the disk, with and without asynchronous saving."""
+    import jax
+    import numpy as np
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank)
+    everywhere = NamedSharding(Mesh(np.array(jax.devices()), ("all",)), PartitionSpec())
+
+    class Run(JaxRun):
+        def save(self, step, metrics=None):
+            arrays = jax.tree.map(np.asarray, state_of(step))
+            state = jax.tree.map(
+                lambda a: jax.make_array_from_callback(a.shape, everywhere, lambda where: a[where]), arrays
+            )
+            self.checkpoints.save(state, self.config, self._iterator, metrics or {})
+
+    found = []
+    for name, backend in (("waiting", "cpu"), ("asynchronous", "an accelerator")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("jax.default_backend", lambda name=backend: name)
+            (folder / name).mkdir(exist_ok=True)
+            run = Run(folder / name, ONE, patch)
+            run.save(1)
+            run.save(2)
+            run.save_damaged(3)
+            run.close()
+            kept = run.steps()
+            run = Run(folder / name, ONE, patch)
+            latest = run.checkpoints.recover()
+            run.save(3)
+            run.close()
+            found.append((kept, latest, run.steps()))
+    results.put((rank, *found))
+
+
+def results_of(process, folder):
+    """What both processes found, the first one's first."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [context.Process(target=process, args=(rank, port, folder, results)) for rank in range(2)]
+    for one in processes:
+        one.start()
+    try:
+        found = sorted(results.get(timeout=LIMIT) for _ in processes)
+        for one in processes:
+            one.join(LIMIT)
+        assert [one.exitcode for one in processes] == [0, 0]
+    finally:
+        for one in processes:
+            one.kill()
+    return [own[1:] for own in found]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+def test_both_processes_hear_of_a_failed_write(tmp_path):
+    first, second = results_of(torch_process, tmp_path)
+    dropped, latest, kept, error, after = first
+    assert (dropped, latest, kept, after) == ([2], 2, [2], [2])
+    assert "step 4 could not be written to " in error
+    assert "No space left on device" in error
+    assert second == first, "the same, to the letter"
+
+
+@pytest.mark.slow
+def test_both_processes_know_what_was_dropped(tmp_path):
+    first, second = results_of(jax_process, tmp_path)
+    assert first == (([2, 3], 2, [3]),) * 2
+    assert second == first

@@ -1,0 +1,190 @@
+"""The steps of a run's work directory: the newest good one is found, damaged ones leave the way, old ones are dropped.
+
+All processes of a run go by what the first one finds on the disk. Before a step is dropped, one that stays has been
+read again and found to be what was written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from voken_common.checkpoints import (
+    Meta,
+    Problems,
+    kept_steps,
+    listed,
+    newest_good,
+    remove_half_written,
+    set_aside,
+)
+from voken_common.errors import CheckpointError
+from voken_common.generator_schema import GeneratorCheckpointConfig
+from voken_common.integrity import forget_cached
+from voken_common.schema import CheckpointConfig
+
+logger = logging.getLogger("voken")
+
+Result = TypeVar("Result")
+Gather = Callable[[Any], list[Any]]
+"""Called by all processes with what they hold; what the others hold, in order, and nothing where there is one."""
+
+
+class StepFiles(NamedTuple):
+    """How a framework finds and reads its steps.
+
+    Attributes:
+        steps_in: number -> place of the steps in a folder.
+        read_meta: what a place says about itself; OSError or ValueError where it cannot be read.
+        visible: what is wrong with a place as far as one sees without reading its data, one line each.
+        problems: what is wrong with it, all of it read.
+    """
+
+    steps_in: Callable[[Path], dict[int, Path]]
+    read_meta: Callable[[Path], Meta]
+    visible: Problems
+    problems: Problems
+
+
+class RunSteps:
+    """The steps of one work directory while a run holds it.
+
+    Args:
+        folder: where they lie.
+        config: how many to keep, by which metric the best are chosen, and whether checksums are verified.
+        files: how to read them.
+        index: number of this process.
+        gather: how the processes tell each other.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: CheckpointConfig | GeneratorCheckpointConfig,
+        files: StepFiles,
+        index: int,
+        gather: Gather,
+    ):
+        self._folder, self._config, self._files = folder, config, files
+        self._first, self._gather = index == 0, gather
+        self._found: tuple[int | None, list[int]] | None = None
+
+    def latest(self) -> int | None:
+        """The newest step on disk that is not damaged, or None; damaged ones after it are told. All processes call it.
+
+        Raises:
+            DamagedError: there are steps, and all are damaged.
+        """
+        if self._found is None:
+            self._found = self.by_first(self._look)
+        return self._found[0]
+
+    def recover(self) -> int | None:
+        """`latest`, for the run that holds the directory: half-written and damaged steps leave its way."""
+        latest = self.latest()
+        self.by_first(self._clear)
+        self._found = (latest, [])
+        return latest
+
+    def changed(self) -> None:
+        """A step was written, so that `latest` looks again."""
+        self._found = None
+
+    def by_first(self, function: Callable[[], Result]) -> Result:
+        """What a function returns, or raises, on the first process, on all of them. All call it, the first runs it.
+
+        Raises:
+            CheckpointError: the same on all processes; other errors are raised as they are by the first, and told to
+                the others in this form.
+        """
+        value: Any = None
+        failure: Exception | None = None
+        if self._first:
+            try:
+                value = function()
+            # Whatever it is, the others must not wait for a process that is gone.
+            except Exception as error:
+                failure = error
+        told = failure
+        if failure is not None and not isinstance(failure, CheckpointError):
+            told = CheckpointError(f"process 0 failed ({type(failure).__name__}: {failure})")
+        others = self._gather((value, told))
+        if failure is not None:
+            raise failure
+        if not self._first:
+            value, told = others[0]
+            if told is not None:
+                raise told
+        result: Result = value
+        return result
+
+    def drop_old(self) -> None:
+        """Remove the steps that need not be kept. Only the first process does anything: no other needs to know."""
+        if not self._first:
+            return
+        places = self._files.steps_in(self._folder)
+        try:
+            for step in self._droppable(places):
+                _remove(places[step])
+        except OSError as error:
+            logger.warning("an old step could not be removed from %s (%s); the run goes on", self._folder, error)
+
+    def _droppable(self, places: dict[int, Path]) -> list[int]:
+        """Steps that need not be kept, once the newest of those that are kept is known to be good.
+
+        Damaged steps do not count as kept, so that as many good ones stay in their place: those that are visibly
+        damaged stay too, others are dropped when they are old.
+        """
+        metrics: dict[int, dict[str, float]] = {}
+        for step, place in places.items():
+            if not self._files.visible(place):
+                with contextlib.suppress(OSError, ValueError):
+                    metrics[step] = self._files.read_meta(place).metrics
+        while stale := set(metrics) - kept_steps(metrics, self._config):
+            newest = max(metrics)
+            found = self._verified(places[newest])
+            if not found:
+                return sorted(stale)
+            logger.warning(
+                "step %d is damaged: %s. It does not count as kept, so older steps stay. If this happens again, look "
+                "at the disk and the memory of this machine",
+                newest,
+                listed(found),
+            )
+            del metrics[newest]
+        return []
+
+    def _verified(self, place: Path) -> list[str]:
+        """What is wrong with a step as it lies on the disk; nothing is looked for where checksums are not wanted."""
+        if not self._config.checksums:
+            return []
+        forget_cached(place)
+        return self._files.problems(place)
+
+    def _look(self) -> tuple[int | None, list[int]]:
+        """(newest good step, damaged ones after it)."""
+        steps = self._files.steps_in(self._folder)
+        if not steps:
+            return None, []
+        return newest_good(steps, self._files.problems if self._config.checksums else lambda _: [])
+
+    def _clear(self) -> None:
+        assert self._found is not None
+        remove_half_written(self._folder)
+        places = self._files.steps_in(self._folder)
+        set_aside(self._folder.parent, [places[step] for step in self._found[1]])
+
+
+def _remove(place: Path) -> None:
+    """Remove a step; a run that is killed meanwhile leaves no part of it under its name."""
+    if not place.is_dir():
+        place.unlink()
+        return
+    gone = place.with_name(f"{place.name}.dropped.part")
+    os.replace(place, gone)
+    shutil.rmtree(gone)
