@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from voken_common.checkpoint_options import add_no_verify
 from voken_common.data.decode import decode_image
 from voken_common.data.transforms import to_float
 from voken_common.files import replacing
@@ -39,6 +40,7 @@ def build_parser(program: str, description: str | None) -> argparse.ArgumentPars
     parser.add_argument("--output", required=True, help="folder to write to")
     parser.add_argument("--step", default="latest", help="latest, best or a number")
     parser.add_argument("--weights", choices=("ema", "raw"), help="default: the averages, if the checkpoint has them")
+    add_no_verify(parser)
     return parser
 
 

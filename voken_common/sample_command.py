@@ -15,6 +15,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from voken_common.checkpoint_options import add_no_verify
 from voken_common.files import replacing
 from voken_common.generation import check_sampling, preset, seed_of
 from voken_common.generator_schema import GeneratorConfig
@@ -56,6 +57,7 @@ def build_parser(program: str, description: str | None, process: tuple[int, int]
     parser.add_argument("--checkpoint", required=True, help="a work directory, one step of it, or a .safetensors file")
     parser.add_argument("--step", default="latest", help="of a work directory: latest, best or a number")
     parser.add_argument("--weights", choices=("ema", "raw"), help="default: the averages, if the checkpoint has them")
+    add_no_verify(parser)
     parser.add_argument("--tokenizer", help="checkpoint of the tokenizer; default: the one the generator names")
     parser.add_argument("--classes", required=True, help="numbers and ranges such as 207,360 or 0-9,207; or all")
     parser.add_argument("--num-per-class", type=int, default=8, metavar="N")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from voken_common.checkpoint_options import add_no_verify
 from voken_common.checkpoints import Step, Weights
 from voken_common.config import ConfigError, merge, read_mapping, validate, with_overrides
 from voken_common.data.schema import DataConfig
@@ -18,7 +19,7 @@ from voken_common.schema import Config
 from voken_common.tokens_decoding import decode_dataset
 from voken_common.tokens_encoding import Encoding, EncodingTokenizer, encode_dataset
 
-Load = Callable[[str, Step, Weights | None], EncodingTokenizer]
+Load = Callable[[str, Step, Weights | None, bool], EncodingTokenizer]
 INTERRUPTED = 130
 
 
@@ -31,6 +32,7 @@ def build_parser(program: str, description: str | None, process: tuple[int, int]
     parser.add_argument("--output", required=True, help="folder to write to")
     parser.add_argument("--step", default="latest", help="of a work directory: latest, best or a number")
     parser.add_argument("--weights", choices=("ema", "raw"), help="default: the averages, if the checkpoint has them")
+    add_no_verify(parser)
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images per call of the network")
     parser.add_argument(
         "--data",
@@ -67,7 +69,7 @@ def run(options: argparse.Namespace, load: Load) -> int:
 
     Args:
         options: of `build_parser`.
-        load: opens a tokenizer from checkpoint, step and set of weights.
+        load: opens a tokenizer from checkpoint, step, set of weights, and whether to verify checksums.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.WARNING)
@@ -139,7 +141,7 @@ def _decode(options: argparse.Namespace, load: Load) -> None:
 def _load(options: argparse.Namespace, load: Load) -> EncodingTokenizer:
     if not options.checkpoint:
         raise ValueError("--checkpoint is missing: name the tokenizer's work directory, step or .safetensors file")
-    return load(options.checkpoint, step_of(options.step), options.weights)
+    return load(options.checkpoint, step_of(options.step), options.weights, options.checksums)
 
 
 def _section(path: Path, split: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import logging
 import sys
 from pathlib import Path
 
+from voken_common.checkpoint_options import add_no_verify
 from voken_common.conversion.contents import FORMATS
 
 DIFFERS = 4
@@ -42,6 +43,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--tokenizer-config", metavar="FILE", help="configuration, or name of a published model, of that tokenizer"
     )
+    add_no_verify(parser)
     parser.add_argument("--verify", action="store_true", help="compute with both, in JAX and in PyTorch, and compare")
     parser.add_argument("--overwrite", action="store_true", help="replace DST")
     parser.add_argument("--allow-nonfinite", action="store_true", help="convert weights that are NaN or infinite")

@@ -58,8 +58,8 @@ class Arrays:
         return np.asarray(self._spread.encode(jax.device_put(images, batch_sharding(self._mesh))))
 
 
-def _load(checkpoint: str, step: Any, weights: Any) -> Arrays:
-    return Arrays(Tokenizer.load(checkpoint, step=step, weights=weights))
+def _load(checkpoint: str, step: Any, weights: Any, verify: bool) -> Arrays:
+    return Arrays(Tokenizer.load(checkpoint, step=step, weights=weights, verify=verify))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class Generator:
         require_same_shapes(weights, self._network.parameters, f"weights of {config.name}")
         dtype = jnp.dtype(config.precision.compute_dtype)
         self._weights = {name: weight.astype(dtype) for name, weight in weights.items()}
-        self._tokenizer = tokenizer
+        self._tokenizer, self._verify = tokenizer, True
         if tokenizer is not None:
             require_fitting(config, tokenizer.config, tokenizer.config.name)
         self._generate = jax.jit(
@@ -86,7 +86,7 @@ class Generator:
                 looked for beside the generator's work directory, then where the configuration says.
             step: which step of a work directory.
             weights: `ema` (averages) or `raw`; None: averages if there are any.
-            verify: whether to verify the checksums of what is read.
+            verify: whether to verify the checksums of what is read, the tokenizer's too.
 
         Raises:
             CheckpointError: there is no such checkpoint, it is damaged, or it is not one of a generator.
@@ -95,8 +95,10 @@ class Generator:
             checkpoint, lambda meta: build_generator_network(meta.generator), step=step, weights=weights, verify=verify
         )
         if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
-            tokenizer = Tokenizer.load(tokenizer)
-        return cls(found.meta.generator, found.weights, tokenizer, found.path)
+            tokenizer = Tokenizer.load(tokenizer, verify=verify)
+        generator = cls(found.meta.generator, found.weights, tokenizer, found.path)
+        generator._verify = verify
+        return generator
 
     @property
     def classes(self) -> int:
@@ -114,7 +116,7 @@ class Generator:
             if self.config.tokenizer is None:
                 raise no_tokenizer(self.config)
             place = find_tokenizer(self.config.tokenizer, self.origin)
-            tokenizer = Tokenizer.load(place)
+            tokenizer = Tokenizer.load(place, verify=self._verify)
             require_fitting(self.config, tokenizer.config, str(place))
             self._tokenizer = tokenizer
         return self._tokenizer

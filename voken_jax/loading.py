@@ -61,7 +61,7 @@ def load(
             f"{path} is neither a directory nor a .safetensors file: `voken-convert {path} DIRECTORY` makes one of "
             "other checkpoints"
         )
-    meta, arrays = read_safetensors(path, weights)
+    meta, arrays = read_safetensors(path, weights, verify=verify)
     network_of(meta)
     dtype = jnp.dtype(meta.config.precision.param_dtype)
     return Loaded(meta, {name: jnp.asarray(array, dtype) for name, array in to_jax(arrays).items()}, path)

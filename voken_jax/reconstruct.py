@@ -22,7 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         paths = reconstruction.find_images(root)
         step = reconstruction.step_of(options.step)
-        tokenizer = _Arrays(Tokenizer.load(options.checkpoint, step=step, weights=options.weights))
+        tokenizer = _Arrays(
+            Tokenizer.load(options.checkpoint, step=step, weights=options.weights, verify=options.checksums)
+        )
         values = reconstruction.reconstruct(tokenizer, paths, root, Path(options.output))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -42,7 +42,9 @@ class Arrays:
 
 
 def _load(options: argparse.Namespace, step: Any) -> Arrays:
-    generator = Generator.load(options.checkpoint, options.tokenizer, step=step, weights=options.weights)
+    generator = Generator.load(
+        options.checkpoint, options.tokenizer, step=step, weights=options.weights, verify=options.checksums
+    )
     return Arrays(generator, options.cache_dtype)
 
 

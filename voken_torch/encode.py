@@ -35,9 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=device.NAMES, default="auto", help="auto: an NPU, else CUDA, else the CPU")
     options = parser.parse_args(arguments)
 
-    def load(checkpoint: str, step: Any, weights: Any) -> Arrays:
+    def load(checkpoint: str, step: Any, weights: Any, verify: bool) -> Arrays:
         runtime = device.Runtime(device.resolve(options.device, local))
-        return Arrays(Tokenizer.load(checkpoint, step=step, weights=weights, runtime=runtime))
+        return Arrays(Tokenizer.load(checkpoint, step=step, weights=weights, runtime=runtime, verify=verify))
 
     try:
         return tokens_command.run(options, load)

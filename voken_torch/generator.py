@@ -68,7 +68,7 @@ class Generator:
         placed = {name: weight.to(self.runtime.device, dtype) for name, weight in weights.items()}
         network.load_state_dict(placed, strict=True, assign=True)
         self._network = network.requires_grad_(False).eval()
-        self._tokenizer = tokenizer
+        self._tokenizer, self._verify = tokenizer, True
         if tokenizer is not None:
             require_fitting(config, tokenizer.config, tokenizer.config.name)
 
@@ -92,15 +92,17 @@ class Generator:
             step: which step of a work directory.
             weights: `ema` (averages) or `raw`; None: averages if there are any.
             runtime: where to compute; the CPU by default.
-            verify: whether to verify the checksums of the file.
+            verify: whether to verify the checksums of the file, and of the tokenizer's.
 
         Raises:
             CheckpointError: there is no such checkpoint, it is damaged, or it is not one of a generator.
         """
         found = loading.load(checkpoint, step=step, weights=weights, verify=verify)
         if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
-            tokenizer = Tokenizer.load(tokenizer, runtime=runtime)
-        return cls(found.meta.generator, found.weights, tokenizer, found.path, runtime)
+            tokenizer = Tokenizer.load(tokenizer, runtime=runtime, verify=verify)
+        generator = cls(found.meta.generator, found.weights, tokenizer, found.path, runtime)
+        generator._verify = verify
+        return generator
 
     @property
     def classes(self) -> int:
@@ -118,7 +120,7 @@ class Generator:
             if self.config.tokenizer is None:
                 raise no_tokenizer(self.config)
             place = find_tokenizer(self.config.tokenizer, self.origin)
-            tokenizer = Tokenizer.load(place, runtime=self.runtime)
+            tokenizer = Tokenizer.load(place, runtime=self.runtime, verify=self._verify)
             require_fitting(self.config, tokenizer.config, str(place))
             self._tokenizer = tokenizer
         return self._tokenizer

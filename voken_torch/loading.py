@@ -44,7 +44,7 @@ def load(
     path = find_step(checkpoint, step, verify=verify)
     if not is_safetensors(path):
         return Loaded(read_meta(path), load_generator(path, weights), path)
-    meta, arrays = read_safetensors(path, weights)
+    meta, arrays = read_safetensors(path, weights, verify=verify)
     precision = meta.config.precision.param_dtype
     dtype = getattr(torch, precision)
     tensors = {name: torch.tensor(array.astype(precision), dtype=dtype) for name, array in arrays.items()}

@@ -25,8 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         paths = reconstruction.find_images(root)
         step, runtime = reconstruction.step_of(options.step), device.start(options.device)
-        tokenizer = _Arrays(Tokenizer.load(options.checkpoint, step=step, weights=options.weights, runtime=runtime))
-        values = reconstruction.reconstruct(tokenizer, paths, root, Path(options.output))
+        found = Tokenizer.load(
+            options.checkpoint, step=step, weights=options.weights, runtime=runtime, verify=options.checksums
+        )
+        values = reconstruction.reconstruct(_Arrays(found), paths, root, Path(options.output))
     except (ValueError, OSError, device.DeviceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -34,7 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
     def load(options: argparse.Namespace, step: Any) -> Arrays:
         runtime = device.Runtime(device.resolve(options.device, local))
         generator = Generator.load(
-            options.checkpoint, options.tokenizer, step=step, weights=options.weights, runtime=runtime
+            options.checkpoint,
+            options.tokenizer,
+            step=step,
+            weights=options.weights,
+            runtime=runtime,
+            verify=options.checksums,
         )
         return Arrays(generator, options.cache_dtype)
 

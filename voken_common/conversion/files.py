@@ -18,7 +18,13 @@ _EXPECTED = (
 )
 
 
-def read_file(path: Path, objects: Objects = "refuse", load_trusted: Callable[[Path], Any] | None = None) -> Contents:
+def read_file(
+    path: Path,
+    objects: Objects = "refuse",
+    load_trusted: Callable[[Path], Any] | None = None,
+    *,
+    verify: bool = True,
+) -> Contents:
     """Read a checkpoint file; tensors of torch files are views of the mapped file.
 
     Args:
@@ -26,6 +32,7 @@ def read_file(path: Path, objects: Objects = "refuse", load_trusted: Callable[[P
         objects: what to do with a torch file that holds more than tensors and plain values: "refuse", or "skip" them.
             Nothing of them runs either way.
         load_trusted: reads a file that would be refused, and may run what is in it.
+        verify: whether to verify the checksums of a .safetensors file; those of other files belong to who finds them.
 
     Raises:
         FileNotFoundError: no such file.
@@ -35,7 +42,7 @@ def read_file(path: Path, objects: Objects = "refuse", load_trusted: Callable[[P
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint {path}; expected {_EXPECTED}")
     if is_safetensors(path):
-        return _read_safetensors(path)
+        return _read_safetensors(path, verify)
     _require_torch_file(path)
     root = _read_torch(path, objects, load_trusted)
     origin = str(path)
@@ -67,8 +74,8 @@ def _read_torch(path: Path, objects: Objects, load_trusted: Callable[[Path], Any
         ) from error
 
 
-def _read_safetensors(path: Path) -> Contents:
-    arrays, metadata = read_raw(path)
+def _read_safetensors(path: Path, verify: bool) -> Contents:
+    arrays, metadata = read_raw(path, verify=verify)
     meta, weights = read_metadata(metadata, str(path))
     if meta is None:
         contents = lightning.to_contents(arrays, str(path))

@@ -1,8 +1,14 @@
-"""`.safetensors` files: one set of weights under torch names, with the configuration in the metadata."""
+"""`.safetensors` files: one set of weights under torch names, with configuration and checksums in the metadata.
+
+The metadata entry `crc32` is a JSON object: the name of every tensor -> the CRC-32 of its bytes as they lie in the
+file, and `__metadata__`, which no tensor can be called, -> that of what the file says about itself (see `_about`).
+Other programs read such a file as any other. Files without the entry, from before it existed, are read as they are.
+"""
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -10,11 +16,14 @@ from typing import IO, Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from voken_common.checkpoints import Meta, Weights
-from voken_common.errors import CheckpointError
+from voken_common.checkpoints import Meta, Weights, listed
+from voken_common.errors import CheckpointError, DamagedError
 
 META_KEY = "voken"
 WEIGHTS_KEY = "weights"
+CHECKSUMS_KEY = "crc32"
+_ABOUT = "__metadata__"
+_ADVICE = "Get the file again, or read it without verification if you must (--no-verify, verify=False)"
 _HEADER_LIMIT = 100_000_000
 _ALIGNMENT = 8
 _NAMES = {
@@ -38,21 +47,25 @@ def is_safetensors(path: Path) -> bool:
     return len(start) == 9 and start[8:] == b"{" and 0 < int.from_bytes(start[:8], "little") <= _HEADER_LIMIT
 
 
-def read_safetensors(path: str | Path, weights: Weights | None = None) -> tuple[Meta, dict[str, np.ndarray]]:
+def read_safetensors(
+    path: str | Path, weights: Weights | None = None, *, verify: bool = True
+) -> tuple[Meta, dict[str, np.ndarray]]:
     """Read a file that voken wrote.
 
     Args:
         path: the file.
         weights: the set that is wanted; None: whichever it holds.
+        verify: whether to verify the checksums, where it has them.
 
     Returns:
         what it says about itself, and {torch name: array in torch layout}.
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: not a safetensors file, damaged, without a configuration, or with the other set of weights.
+        CheckpointError: not a safetensors file, without a configuration, or with the other set of weights.
+        DamagedError: a tensor, or the configuration, is not what was written.
     """
-    arrays, metadata = read_raw(path)
+    arrays, metadata = read_raw(path, verify=verify)
     meta, found = read_metadata(metadata, str(path))
     if meta is None:
         raise CheckpointError(
@@ -64,22 +77,60 @@ def read_safetensors(path: str | Path, weights: Weights | None = None) -> tuple[
     return meta, arrays
 
 
-def read_raw(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_raw(path: str | Path, *, verify: bool = True) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Tensors and metadata of any safetensors file.
 
+    Args:
+        path: the file.
+        verify: whether to verify the checksums, where voken wrote some into it.
+
     Raises:
-        FileNotFoundError, CheckpointError: as `read_safetensors`.
+        FileNotFoundError, CheckpointError, DamagedError: as `read_safetensors`.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file {path}")
     try:
         with safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
     except (SafetensorError, KeyError) as error:
         raise CheckpointError(
             f"{path} is not a safetensors file, or it is damaged or incomplete ({path.stat().st_size} bytes; {error})"
         ) from error
+    if verify and META_KEY in metadata and CHECKSUMS_KEY in metadata:
+        _verify(arrays, metadata, path)
+    return arrays, metadata
+
+
+def _verify(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], path: Path) -> None:
+    """Raise DamagedError, which names the tensors, unless all bytes are those that were written."""
+    try:
+        expected = dict(json.loads(metadata[CHECKSUMS_KEY]))
+    except (ValueError, TypeError) as error:
+        raise DamagedError(f"{path} is damaged: its checksums cannot be read ({error}). {_ADVICE}") from error
+    found = _checksums(arrays, metadata)
+    bad = sorted((name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)), key=str)
+    if bad:
+        named = ["the configuration or the list of tensors" if name == _ABOUT else name for name in bad]
+        raise DamagedError(f"{path} is damaged: not as they were written: {listed(named)}. {_ADVICE}")
+
+
+def _checksums(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> dict[str, int]:
+    """The CRC-32 of every tensor's bytes, and of what the file says about itself."""
+    sums = {name: zlib.crc32(_bytes(array)) for name, array in arrays.items()}
+    return sums | {_ABOUT: zlib.crc32(_about(arrays, metadata).encode())}
+
+
+def _about(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    """What a file says of itself, one after the other: configuration, set of weights, types and shapes by name."""
+    layout = {name: [array.dtype.name, *array.shape] for name, array in arrays.items()}
+    return metadata[META_KEY] + metadata.get(WEIGHTS_KEY, "") + json.dumps(layout, sort_keys=True)
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    """The bytes of an array as they lie in the file."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def read_metadata(metadata: Mapping[str, str], origin: str) -> tuple[Meta | None, Weights | None]:
@@ -113,6 +164,7 @@ def write_safetensors(file: IO[bytes], arrays: Mapping[str, np.ndarray], meta: M
     # The widest types first keep every tensor aligned.
     ordered = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
     about = {"format": "pt", META_KEY: json.dumps(meta.to_dict()), WEIGHTS_KEY: weights}
+    about[CHECKSUMS_KEY] = json.dumps(_checksums(arrays, about), separators=(",", ":"))
     header: dict[str, Any] = {"__metadata__": about}
     position = 0
     for name in ordered:
@@ -129,4 +181,4 @@ def write_safetensors(file: IO[bytes], arrays: Mapping[str, np.ndarray], meta: M
     file.write(len(text).to_bytes(8, "little"))
     file.write(text)
     for name in ordered:
-        file.write(np.ascontiguousarray(arrays[name]).view(np.uint8).data)
+        file.write(_bytes(arrays[name]))

@@ -53,13 +53,13 @@ def locate(contents: Contents, source: Path, options: argparse.Namespace, target
     """
     if options.tokenizer is not None:
         contents.first_stage = None
-        return places.find_source(options.tokenizer)
+        return places.find_source(options.tokenizer, verify=options.checksums)
     if contents.first_stage is not None:
         return None
     reference = contents.config.tokenizer if isinstance(contents.config, GeneratorConfig) else None
     try:
         if reference is not None:
-            return places.find_source(find_tokenizer(reference, source))
+            return places.find_source(find_tokenizer(reference, source), verify=options.checksums)
     except CheckpointError as error:
         if target == "lightning":
             raise

@@ -24,19 +24,21 @@ SUFFIXES: dict[str, Format] = {".pt": "torch", ".safetensors": "safetensors", ".
 CONFIG_FILE = "config.yaml"
 
 
-def find_source(path: Path, step: Step = "latest") -> Path:
+def find_source(path: Path, step: Step = "latest", *, verify: bool = True) -> Path:
     """The file or the folder of Orbax items to read.
 
     Args:
         path: a file, a work directory of either framework, its `checkpoints`, or the folder of one step.
         step: which step of a work directory.
+        verify: whether to verify the checksums of what is found.
 
     Raises:
         CheckpointError: there is nothing to read, or two checkpoints of that step.
         DamagedError: its bytes are not those that were written.
     """
+    problems = _problems if verify else lambda _: []
     if path.is_file() or (path / "meta").is_dir():
-        require_good(path, _problems(path), [])
+        require_good(path, problems(path), [])
         return path
     root = path / FOLDER if (path / FOLDER).is_dir() else path
     orbax = {int(p.name): p for p in root.glob("*") if p.name.isdecimal() and (p / "meta").is_dir()}
@@ -48,7 +50,7 @@ def find_source(path: Path, step: Step = "latest") -> Path:
             f"no checkpoint at {path} (found: {found or 'an empty folder'}); expected a file, or a work directory "
             f"with {FOLDER}/<step>/meta (JAX) or {FOLDER}/<step>.pt (PyTorch)"
         )
-    chosen = choose_step(steps, step, _read_meta, _problems)
+    chosen = choose_step(steps, step, _read_meta, problems)
     number = int(chosen.stem)
     if number in orbax and number in torch:
         raise CheckpointError(

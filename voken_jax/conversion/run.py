@@ -38,7 +38,7 @@ def convert(options: argparse.Namespace) -> bool:
     """
     target = places.target_format(options.dst, options.to)
     step: Step = int(options.step) if options.step.isdecimal() else options.step
-    source = places.find_source(options.src, step)
+    source = places.find_source(options.src, step, verify=options.checksums)
     places.check_target(options.dst, options.src, target, options.overwrite)
     if target in ("torch", "lightning"):
         torch_bridge.require_torch(f"--to {target}")
@@ -79,7 +79,7 @@ def read(source: Path, options: argparse.Namespace, target: Format | None = None
             weights = "ema" if (source / ITEMS["ema"]).is_dir() else "raw"
         return read_step(source, weights, training=target is not None)
     trusted = torch_bridge.load_trusted if options.allow_pickle else None
-    return read_file(source, "skip" if options.skip_objects else "refuse", trusted)
+    return read_file(source, "skip" if options.skip_objects else "refuse", trusted, verify=options.checksums)
 
 
 def prepare(contents: Contents, target: Format, options: argparse.Namespace, who: str | None = None) -> Manifest:

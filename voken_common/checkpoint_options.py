@@ -1,0 +1,16 @@
+"""Options that every command has which reads a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_no_verify(parser: argparse.ArgumentParser) -> None:
+    """`--no-verify`, which leaves False in `options.checksums`."""
+    parser.add_argument(
+        "--no-verify",
+        action="store_false",
+        dest="checksums",
+        help="do not compare the checkpoint with its checksums: to save reading very large files once more when they "
+        "were verified before, or to get what is left out of a damaged one",
+    )
