@@ -1,4 +1,4 @@
-"""Signs of life and of trouble of a run: heartbeat, stalled input, batches that broke a step, a collapsing codebook."""
+"""Signs of life and of trouble of a run: heartbeat, stalled input, and batches that broke a step."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int
 
 from voken_common.errors import CheckpointError
 from voken_common.files import replacing
-from voken_common.metrics.codebook import codebook_usage
 from voken_common.schema import HealthConfig
 
 logger = logging.getLogger("voken")
@@ -147,42 +145,6 @@ INPUT_ADVICE = (
     "Look at the disk or network that holds the data, at the processes of data.workers (is one stopped or out of "
     "memory?), and at /dev/shm"
 )
-
-
-class CollapseWatch:
-    """Notices a codebook of which hardly anything is used any more.
-
-    Usage is compared with what the validation images could use at all: n tokens spread evenly over k codes meet
-    1 - exp(-n / k) of them.
-
-    Args:
-        config: `collapse_usage` and `collapse_window`.
-    """
-
-    def __init__(self, config: HealthConfig):
-        self._config = config
-        self._low: list[float] = []
-        self._told = False
-
-    def observe(self, step: int, counts: Int[np.ndarray, " k"]) -> str | None:
-        """Take how often one validation used each code; a warning once per collapse, else None."""
-        codes, tokens = counts.size, int(counts.sum())
-        usage, possible = float(codebook_usage(counts)), 1 - math.exp(-tokens / codes)
-        if usage >= self._config.collapse_usage * possible:
-            self._low, self._told = [], False
-            return None
-        self._low.append(usage)
-        window = self._config.collapse_window
-        if self._told or len(self._low) < window:
-            return None
-        self._told = True
-        shown = ", ".join(f"{value:.2%}" for value in self._low[-window:])
-        return (
-            f"step {step}: the codebook has collapsed: the last {window} validation(s) used {shown} of {codes} codes, "
-            f"where {tokens} tokens could use {possible:.2%} (health.collapse_usage is {self._config.collapse_usage:g} "
-            "of that). Raise the weight of the batch entropy or the temperature, or lower the learning rate: "
-            "docs/quantizers.md, section Guidance"
-        )
 
 
 def failed_batch_path(workdir: Path, step: int, process: tuple[int, int] = (0, 1)) -> Path:

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from voken_common.checkpoints import Progress
+from voken_common.collapse import CodeUse, CollapseWatch
 from voken_common.config import AnyConfig
-from voken_common.health import INPUT_ADVICE, CollapseWatch, Heartbeat, InputWatch
+from voken_common.health import INPUT_ADVICE, Heartbeat, InputWatch
 from voken_common.profiling import Profiler
 from voken_common.run_log import RunLog
 
@@ -29,6 +30,9 @@ class Steps(Protocol):
 
     def means(self) -> dict[str, float]:
         """Means of the metrics since the last call."""
+
+    def code_use(self) -> CodeUse | None:
+        """The codes used since the last call, over all processes, which all call it; None: there is no codebook."""
 
     def progress(self) -> Progress:
         """What a checkpoint must hold besides the state."""
@@ -83,13 +87,14 @@ class RunLoop:
     def __init__(self, task: Task, steps: Steps, batches: Iterator[Any], workdir: Path, hooks: Hooks):
         self._task, self._steps, self._batches, self._hooks = task, steps, batches, hooks
         config = task.config
+        self._collapse = CollapseWatch(config.health, steps.number)
         self._log = RunLog(
             workdir,
             total_steps=task.total_steps,
             first_step=steps.number,
             images_per_step=config.training.batch_size,
             rates=task.rates,
-            collapse=CollapseWatch(config.health),
+            collapse=self._collapse,
             enabled=hooks.first_process,
         )
         self._heartbeat = Heartbeat(workdir, config.health, config.training.batch_size, hooks.first_process)
@@ -138,6 +143,7 @@ class RunLoop:
         # A run that is stopped and continued logs what one without a break does: no means over a part of the steps.
         if last or number % config.training.log_every == 0:
             self._log.training(number, self._task.logged(self._steps.means(), number), self._task.shown)
+            self._look_at_codes(number)
         validated: dict[str, float] = {}
         if self._task.validates and (last or number % config.validation.every == 0):
             self._heartbeat.beat(number, "validating")
@@ -147,6 +153,12 @@ class RunLoop:
         if number % config.validation.every == 0 or number % config.checkpoint.every == 0:
             self._log.pause(number)
         return validated
+
+    def _look_at_codes(self, number: int) -> None:
+        use = self._steps.code_use()
+        warning = None if use is None else self._collapse.trained(number, use)
+        if warning:
+            self._log.warning(warning)
 
     def _save(self, number: int, validated: dict[str, float]) -> None:
         self._heartbeat.beat(number, "saving")

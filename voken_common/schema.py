@@ -299,9 +299,11 @@ class HealthConfig(Section):
     heartbeat_seconds: PositiveFloat = 10.0
     """Least time between two writes of heartbeat.json."""
     collapse_usage: Fraction = 0.1
-    """Used codes, as a share of those the validation images could use, below which a codebook has collapsed."""
+    """Used codes, as a share of those that so many tokens could use, below which a codebook has collapsed."""
     collapse_window: PositiveInt = 3
     """Validations in a row that must be below."""
+    collapse_steps: PositiveInt = 1000
+    """Training steps that must be below: every logging interval of so many, by the codes of all its batches."""
 
 
 class Config(Section):

@@ -81,7 +81,7 @@ def report(log: RunLog, step: int, result: Validation, images: int) -> None:
     log.scalars(step, result.metrics, prefix="validation/")
     text = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
     log.message(f"step {step}  validation (EMA, {images} images):  {text}")
-    warning = log.collapse.observe(step, result.counts) if log.collapse else None
+    warning = log.collapse.validated(step, result.counts) if log.collapse else None
     if warning:
         log.warning(warning)
     if len(result.originals):

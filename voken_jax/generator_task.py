@@ -88,9 +88,9 @@ class GeneratorTask(Task):
         """Tokens and labels."""
         return self.data.place(batch)
 
-    def step(self, state: GeneratorState, batch: Batch) -> tuple[GeneratorState, Metrics]:
+    def step(self, state: GeneratorState, batch: Batch) -> tuple[GeneratorState, Metrics, None]:
         """One step of AdamW."""
-        return self.program(state, batch)
+        return *self.program(state, batch), None
 
     def logged(self, means: dict[str, float], number: int) -> dict[str, float]:
         """The means, perplexities of the mean losses, learning rate and weight decay."""

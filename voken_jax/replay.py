@@ -42,7 +42,7 @@ def replay(config: AnyConfig, workdir: Path, path: Path) -> dict[str, float]:
             checkpoints.close()
     finally:
         iterator.close()
-    _, values = task.step(state, task.place(batch))
+    _, values, _ = task.step(state, task.place(batch))
     metrics = {name: float(value) for name, value in values.items()}
     print(describe_replay(path, step, terms, latest, metrics))
     return metrics

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from clu import metrics as clu_metrics
+from jax.sharding import Mesh
 
 from voken_common.checkpoints import Progress
+from voken_common.collapse import CodeUse
 from voken_common.errors import NonFiniteError
 from voken_common.health import SKIPPED, save_failed_batch
+from voken_jax.code_usage import SeenCodes, distinct, nothing_seen, see
 from voken_jax.task import Metrics, Task
 from voken_jax.tokenizer_step import failed_terms
 
@@ -42,15 +46,26 @@ class _Flight(NamedTuple):
     failure: jax.Array
 
 
-@jax.jit
-def _accumulate(total: Averages | None, metrics: Metrics, failure: jax.Array) -> tuple[Averages, jax.Array]:
+class _Totals(NamedTuple):
+    """What is gathered over the steps between two logged ones; None: nothing so far, or there is no codebook."""
+
+    averages: Averages | None
+    codes: SeenCodes | None
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _accumulate(
+    mesh: Mesh, total: _Totals, metrics: Metrics, ids: jax.Array | None, failure: jax.Array
+) -> tuple[_Totals, jax.Array]:
     good = failure == 0
     new = {
         name: clu_metrics.Average(total=jnp.where(good, value, 0), count=good.astype(jnp.int32))
         for name, value in metrics.items()
     }
-    merged = new if total is None else {name: total[name].merge(average) for name, average in new.items()}
-    return merged, jnp.copy(failure)
+    if total.averages is not None:
+        new = {name: total.averages[name].merge(average) for name, average in new.items()}
+    codes = total.codes if ids is None or total.codes is None else see(mesh, total.codes, ids, good)
+    return _Totals(new, codes), jnp.copy(failure)
 
 
 class Steps:
@@ -71,7 +86,8 @@ class Steps:
         self.state, self.number = state, int(state.step)
         self._task, self._workdir, self._skipped = task, workdir, progress.skipped
         self._flights: collections.deque[_Flight] = collections.deque()
-        self._totals: Averages | None = _restored(progress.averages)
+        self._totals = _Totals(_restored(progress.averages), self._no_codes())
+        self._tokens = 0
 
     def take(self, batch: Batch) -> None:
         """Start one step on a batch, when not too many are under way.
@@ -92,23 +108,37 @@ class Steps:
 
     def means(self) -> dict[str, float]:
         """Means of the metrics since the last call; only after `settle`."""
-        means = {name: float(average.compute()) for name, average in (self._totals or {}).items()}
-        self._totals = None
+        means = {name: float(average.compute()) for name, average in (self._totals.averages or {}).items()}
+        self._totals = self._totals._replace(averages=None)
         return means
+
+    def code_use(self) -> CodeUse | None:
+        """Codes used since the last call, or since this process began; only after `settle`. None: no codebook."""
+        seen = self._totals.codes
+        if seen is None:
+            return None
+        codes = seen.flags.shape[1]
+        use = CodeUse(int(distinct(seen.flags)), codes, int(seen.steps) * self._tokens)
+        self._totals = self._totals._replace(codes=self._no_codes())
+        return use
 
     def progress(self) -> Progress:
         """What a checkpoint must hold besides the state; only after `settle`."""
-        totals = jax.device_get(self._totals or {})
+        totals = jax.device_get(self._totals.averages or {})
         averages = {name: (float(a.total), int(a.count), str(a.total.dtype)) for name, a in totals.items()}
         return Progress(averages, self._skipped)
 
     def _start(self, batch: Batch) -> None:
         placed = self._task.place(batch)
         with jax.transfer_guard_device_to_host("disallow"):
-            self.state, metrics = self._task.step(self.state, placed)
-            self._totals, failure = _accumulate(self._totals, metrics, self.state.failure)
+            self.state, metrics, ids = self._task.step(self.state, placed)
+            self._totals, failure = _accumulate(self._task.mesh, self._totals, metrics, ids, self.state.failure)
+        self._tokens = 0 if ids is None else ids.size
         self._flights.append(_Flight(batch, metrics, failure))
         self.number += 1
+
+    def _no_codes(self) -> SeenCodes | None:
+        return None if self._task.codes is None else nothing_seen(self._task.mesh, self._task.codes)
 
     def _settle(self, ahead: int) -> bool:
         refused = False

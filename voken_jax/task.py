@@ -26,6 +26,7 @@ class Task(abc.ABC):
     Attributes:
         config: the run.
         mesh: axes (data, fsdp, model).
+        codes: size of the codebook that is trained; None: there is none.
         total_steps: length of the run.
         abstract: shapes, dtypes and shardings of the state on disk, as ShapeDtypeStructs.
         shown: training metrics that the progress bar shows.
@@ -34,6 +35,7 @@ class Task(abc.ABC):
 
     config: AnyConfig
     mesh: Mesh
+    codes: int | None = None
     total_steps: int
     abstract: Any
     shown: tuple[str, ...]
@@ -56,8 +58,11 @@ class Task(abc.ABC):
         """The global batch on the devices, from this process's share as its iterator gives it."""
 
     @abc.abstractmethod
-    def step(self, state: Any, batch: Any) -> tuple[Any, Metrics]:
-        """One optimizer step; the state passed in is consumed, and metrics stay on the device."""
+    def step(self, state: Any, batch: Any) -> tuple[Any, Metrics, Array | None]:
+        """One optimizer step; the state passed in is consumed, and metrics stay on the device.
+
+        The third value are the ids of the codes that the batch became, (micro-batches, samples, ...), or None.
+        """
 
     @abc.abstractmethod
     def logged(self, means: dict[str, float], number: int) -> dict[str, float]:

@@ -6,7 +6,7 @@ and the generator against the updated one. With `statistics_scope: global` the p
 over the global batch; with `per_device` it runs inside `shard_map`, every mean is over one device's images, and the
 gradients are averaged, as in data parallelism without synchronised statistics.
 
-Shape legend: B batch, H/W pixels, h/w tokens, D code dimension.
+Shape legend: A micro-batches, B batch, H/W pixels, h/w tokens, D code dimension.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from voken_common.schema import Config
+from voken_jax.code_usage import MICRO_BATCHES
 from voken_jax.losses import (
     LecamAverages,
     adaptive_weight,
@@ -38,6 +39,7 @@ from voken_jax.state import Players, TrainState
 
 Images = Float[Array, "B H W 3"]
 Metrics = dict[str, Float[Array, ""]]
+Ids = Int[Array, "A B h w"]
 LAST_KERNEL = "decoder.conv_out.kernel"
 
 
@@ -90,18 +92,23 @@ class TokenizerStep:
         body = self._update
         if self._axis:
             specs = jax.tree.map(lambda s: s.spec, shardings)
-            body = jax.shard_map(body, mesh=mesh, in_specs=(specs, BATCH, P()), out_specs=(specs, P()), check_vma=False)
+            out_specs = (specs, P(), MICRO_BATCHES)
+            body = jax.shard_map(body, mesh=mesh, in_specs=(specs, BATCH, P()), out_specs=out_specs, check_vma=False)
         self.program = jax.jit(
             body,
             donate_argnums=0,
             in_shardings=(shardings, batch_sharding(mesh), None),
-            out_shardings=(shardings, replicated(mesh)),
+            out_shardings=(shardings, replicated(mesh), NamedSharding(mesh, MICRO_BATCHES)),
         )
         whole = replicated(mesh)
         self._frozen = {} if perceptual is None else jax.tree.map(lambda w: _placed(w, whole), perceptual.weights)
 
     def __call__(self, state: TrainState, images: Images) -> tuple[TrainState, Metrics]:
         """Images in [-1, 1]; the state passed in is consumed. Metrics stay on the device."""
+        return self.with_ids(state, images)[:2]
+
+    def with_ids(self, state: TrainState, images: Images) -> tuple[TrainState, Metrics, Ids]:
+        """The same, and the ids of the codes that the images became, each on the device of its image."""
         return self.program(state, images, self._frozen)
 
     def lower(self, state: TrainState, images: Any) -> jax.stages.Lowered:
@@ -113,7 +120,7 @@ class TokenizerStep:
         frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self._frozen)
         return self.program.trace(state, images, frozen)
 
-    def _update(self, state: TrainState, images: Images, frozen: Weights) -> tuple[TrainState, Metrics]:
+    def _update(self, state: TrainState, images: Images, frozen: Weights) -> tuple[TrainState, Metrics, Ids]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         if self._axis:
             key = jax.random.fold_in(key, jax.lax.axis_index(self._axis))
@@ -121,9 +128,9 @@ class TokenizerStep:
         lecam = LecamAverages(state.lecam.real[0], state.lecam.fake[0])
         carry, micro = Carry(state.buffers, lecam), self._micro_batches(images)
         if self.config.quantizer.kind == "lfq":
-            new, carry, metrics = self._generator_first(task, carry, micro)
+            new, carry, metrics, ids = self._generator_first(task, carry, micro)
         else:
-            new, carry, metrics = self._discriminator_first(task, carry, micro)
+            new, carry, metrics, ids = self._discriminator_first(task, carry, micro)
         new = new.replace(
             step=state.step + 1,
             buffers=self._mean(carry.buffers),
@@ -131,58 +138,58 @@ class TokenizerStep:
             generator_ema=self._average(state.generator_ema, new.generator),
             discriminator_ema=self._average(state.discriminator_ema, new.discriminator),
         )
-        return _keep_if_finite(state, new, metrics), metrics
+        return _keep_if_finite(state, new, metrics), metrics, ids
 
-    def _generator_first(self, task: _Task, carry: Carry, micro: Images) -> tuple[TrainState, Carry, Metrics]:
-        def passes(carry: Carry, images: Images) -> tuple[Carry, Any]:
-            forward, pull, logs = task.forward(images)
+    def _generator_first(self, task: _Task, carry: Carry, micro: Images) -> tuple[TrainState, Carry, Metrics, Ids]:
+        def passes(carry: Carry, images: Images) -> tuple[Carry, Any, Array]:
+            forward, pull, (logs, ids) = task.forward(images)
             carry, g_grads, g_logs = task.generator_pass(task.state.discriminator, carry, images, forward, pull)
             carry, d_grads, d_logs = task.discriminator_pass(carry, images, forward.reconstruction)
-            return carry, ((g_grads, d_grads), {**logs, **g_logs, **d_logs})
+            return carry, ((g_grads, d_grads), {**logs, **g_logs, **d_logs}), ids
 
-        carry, ((g_grads, d_grads), metrics) = self._accumulate(passes, carry, micro)
+        carry, ((g_grads, d_grads), metrics), ids = self._accumulate(passes, carry, micro)
         state = self._apply(task.state, "generator", g_grads, metrics)
-        return self._apply(state, "discriminator", d_grads, metrics), carry, metrics
+        return self._apply(state, "discriminator", d_grads, metrics), carry, metrics, ids
 
-    def _discriminator_first(self, task: _Task, carry: Carry, micro: Images) -> tuple[TrainState, Carry, Metrics]:
+    def _discriminator_first(self, task: _Task, carry: Carry, micro: Images) -> tuple[TrainState, Carry, Metrics, Ids]:
         once = task.forward(micro[0]) if micro.shape[0] == 1 else None
 
-        def first(carry: Carry, images: Images) -> tuple[Carry, Any]:
+        def first(carry: Carry, images: Images) -> tuple[Carry, Any, None]:
             reconstruction = (once or task.forward(images))[0].reconstruction
             carry, grads, logs = task.discriminator_pass(carry, images, reconstruction)
-            return carry, (grads, logs)
+            return carry, (grads, logs), None
 
-        carry, (grads, metrics) = self._accumulate(first, carry, micro)
+        carry, (grads, metrics), _ = self._accumulate(first, carry, micro)
         state = self._apply(task.state, "discriminator", grads, metrics)
 
-        def second(carry: Carry, images: Images) -> tuple[Carry, Any]:
-            forward, pull, logs = once or task.forward(images)
+        def second(carry: Carry, images: Images) -> tuple[Carry, Any, Array]:
+            forward, pull, (logs, ids) = once or task.forward(images)
             carry, grads, g_logs = task.generator_pass(state.discriminator, carry, images, forward, pull)
-            return carry, (grads, {**logs, **g_logs})
+            return carry, (grads, {**logs, **g_logs}), ids
 
-        carry, (grads, more) = self._accumulate(second, carry, micro)
+        carry, (grads, more), ids = self._accumulate(second, carry, micro)
         metrics |= more
-        return self._apply(state, "generator", grads, metrics), carry, metrics
+        return self._apply(state, "generator", grads, metrics), carry, metrics, ids
 
     def _micro_batches(self, images: Images) -> Float[Array, "A b H W 3"]:
         """Every micro-batch takes its share from each device's images, so that none moves."""
         parts = self.config.optimizer.accumulate
         return images.reshape(images.shape[0] // parts, parts, *images.shape[1:]).swapaxes(0, 1)
 
-    def _accumulate(self, function: Callable[..., Any], carry: Carry, micro: Images) -> tuple[Carry, Any]:
-        """Run `function` over micro-batches; mean of its gradients and logs, over devices too where they differ."""
+    def _accumulate(self, function: Callable[..., Any], carry: Carry, micro: Images) -> tuple[Carry, Any, Any]:
+        """Run `function` over micro-batches: means of gradients and logs, over devices too; ids (or None) stacked."""
         if micro.shape[0] == 1:
-            carry, result = function(carry, micro[0])
-            return carry, self._mean(result)
+            carry, result, ids = function(carry, micro[0])
+            return carry, self._mean(result), None if ids is None else ids[None]
 
-        def body(scanned: tuple[Carry, Any], images: Images) -> tuple[tuple[Carry, Any], None]:
+        def body(scanned: tuple[Carry, Any], images: Images) -> tuple[tuple[Carry, Any], Any]:
             carry, total = scanned
-            carry, result = function(carry, images)
-            return (carry, jax.tree.map(jnp.add, total, result)), None
+            carry, result, ids = function(carry, images)
+            return (carry, jax.tree.map(jnp.add, total, result)), ids
 
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function, carry, micro[0])[1])
-        (carry, total), _ = jax.lax.scan(body, (carry, zeros), micro)
-        return carry, self._mean(jax.tree.map(lambda x: x / micro.shape[0], total))
+        (carry, total), ids = jax.lax.scan(body, (carry, zeros), micro)
+        return carry, self._mean(jax.tree.map(lambda x: x / micro.shape[0], total)), ids
 
     def _mean(self, tree: Any) -> Any:
         if not self._axis:
@@ -211,10 +218,10 @@ class _Task:
         adversarial = self.config.adversarial
         self.factor = jnp.where(state.step >= adversarial.start_step, adversarial.discriminator_factor, 0.0)
 
-    def forward(self, images: Images) -> tuple[Forward, Callable[[Forward], Weights], Metrics]:
-        """Reconstruction and quantizer loss with their pull-back to the generator's parameters, and the logs."""
+    def forward(self, images: Images) -> tuple[Forward, Callable[[Forward], Weights], tuple[Metrics, Array]]:
+        """Reconstruction and quantizer loss with their pull-back to the generator's parameters, and logs and ids."""
 
-        def run(generator: Weights) -> tuple[Forward, Metrics]:
+        def run(generator: Weights) -> tuple[Forward, tuple[Metrics, Array]]:
             model = self.players.autoencoder.bind(generator)
             latents = model.encode(images, self.key)
             quantized = quantize(self.config.quantizer, latents, model.codebook, mesh=self.mesh)
@@ -222,10 +229,10 @@ class _Task:
             features = model.features(quantized.codes, self.key)
             reconstruction = model.decoder.conv_out(features)
             wide = reconstruction.astype(jnp.promote_types(reconstruction.dtype, jnp.float32))
-            return Forward(wide, features, loss), logs
+            return Forward(wide, features, loss), (logs, quantized.indices)
 
-        forward, pull, logs = jax.vjp(run, self.state.generator, has_aux=True)
-        return forward, lambda cotangent: pull(cotangent)[0], logs
+        forward, pull, aside = jax.vjp(run, self.state.generator, has_aux=True)
+        return forward, lambda cotangent: pull(cotangent)[0], aside
 
     def quantizer_loss(self, quantized: Quantized) -> tuple[Float[Array, ""], Metrics]:
         """The quantizer's weighted terms."""

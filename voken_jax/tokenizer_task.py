@@ -54,6 +54,7 @@ class TokenizerTask(Task):
 
     def __init__(self, config: Config, per_epoch: int):
         self.config, self.mesh, self.rates = config, make_mesh(config.mesh), {}
+        self.codes = config.quantizer.codebook_size
         check_batch(config, self.mesh)
         self.total_steps = config.training.steps or (config.training.epochs or 0) * per_epoch
         self.schedule = build_schedule(config, per_epoch, self.total_steps)
@@ -83,9 +84,9 @@ class TokenizerTask(Task):
         """The images."""
         return jax.make_array_from_process_local_data(batch_sharding(self.mesh), batch["image"])
 
-    def step(self, state: TrainState, batch: jax.Array) -> tuple[TrainState, Metrics]:
+    def step(self, state: TrainState, batch: jax.Array) -> tuple[TrainState, Metrics, jax.Array]:
         """One step of both players."""
-        return self.program(state, batch)
+        return self.program.with_ids(state, batch)
 
     def logged(self, means: dict[str, float], number: int) -> dict[str, float]:
         """The means and the learning rate."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from voken_common.checkpoints import Progress
+from voken_common.collapse import CodeUse
 from voken_common.errors import NonFiniteError
 from voken_common.health import SKIPPED, save_failed_batch
 from voken_torch.sharding import process_count, process_index
@@ -66,6 +67,10 @@ class Steps:
         means = dict(zip(self._sums, values, strict=True))
         self._sums, self._count = {}, 0
         return means
+
+    def code_use(self) -> CodeUse | None:
+        """Codes used since the last call, or since this process began; None: no codebook."""
+        return None if self._task.seen_codes is None else self._task.seen_codes.take()
 
     def progress(self) -> Progress:
         """What a checkpoint must hold besides the state."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from voken_common.config import AnyConfig
 from voken_common.run_log import RunLog
+from voken_torch.code_usage import SeenCodes
 from voken_torch.device import Runtime
 from voken_torch.sharding import process_index
 
@@ -39,6 +40,7 @@ class Task(abc.ABC):
     Attributes:
         config: the run.
         runtime: this process's device.
+        seen_codes: which codes the steps have used; None: no codebook is trained.
         total_steps: length of the run.
         state: a fresh one until a checkpoint is loaded into it.
         shown: training metrics that the progress bar shows.
@@ -47,6 +49,7 @@ class Task(abc.ABC):
 
     config: AnyConfig
     runtime: Runtime
+    seen_codes: SeenCodes | None = None
     total_steps: int
     state: Any
     shown: tuple[str, ...]

@@ -15,13 +15,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from voken_common.errors import NonFiniteError
 from voken_common.schedules import Schedule
 from voken_common.schema import Config
 from voken_torch import optim
+from voken_torch.code_usage import SeenCodes
 from voken_torch.device import Runtime
 from voken_torch.kernels import at_least_float32
 from voken_torch.losses import (
@@ -58,6 +59,7 @@ class Forward(NamedTuple):
 
     reconstruction: Images
     terms: Metrics
+    ids: Int[Tensor, "B h w"]
 
 
 class _GeneratorPass(nn.Module):
@@ -68,10 +70,15 @@ class _GeneratorPass(nn.Module):
         self.autoencoder, self.config, self.reduce_statistics = players.autoencoder, config, reduce_statistics
 
     def forward(self, images: Images) -> Forward:
-        def quantizer(latents: Tensor, codebook: Tensor | None) -> Quantized:
-            return quantize(self.config.quantizer, latents, codebook, self.reduce_statistics)
+        ids: list[Tensor] = []
 
-        return Forward(*self.autoencoder(images, quantizer))
+        def quantizer(latents: Tensor, codebook: Tensor | None) -> Quantized:
+            quantized = quantize(self.config.quantizer, latents, codebook, self.reduce_statistics)
+            ids.append(quantized.indices)
+            return quantized
+
+        reconstruction, terms = self.autoencoder(images, quantizer)
+        return Forward(reconstruction, terms, ids[0])
 
 
 class _DiscriminatorPass(nn.Module):
@@ -95,6 +102,9 @@ class TokenizerStep:
         runtime: the device the state lives on.
         perceptual: LPIPS on the same device, or None to train without.
 
+    Attributes:
+        seen_codes: which codes the steps have used since the last look.
+
     Raises:
         ValueError: the configuration asks for more than data parallelism.
     """
@@ -110,6 +120,7 @@ class TokenizerStep:
         check_config(config)
         self.config, self.schedule, self.perceptual = config, schedule, perceptual
         self.runtime, self.players = runtime or Runtime(), state.players
+        self.seen_codes = SeenCodes(config.quantizer.codebook_size, self.runtime.device)
         synchronise = process_count() > 1 and config.statistics_scope == "global"
         self.reduce_statistics = reduce_mean if synchronise else None
         if synchronise:
@@ -143,6 +154,7 @@ class TokenizerStep:
         if lfq:
             task.update("discriminator", metrics)
         self._finish(state, task.lecam)
+        self.seen_codes.see(task.ids)
         return metrics
 
     def _micro_batches(self, images: Images) -> list[Images]:
@@ -178,6 +190,7 @@ class _Task:
         own = process_index() if state.lecam.real.shape[0] > 1 else 0
         self.lecam = LecamAverages(state.lecam.real[own], state.lecam.fake[own])
         self.totals: Metrics = {}
+        self.ids: list[Tensor] = []
 
     def generator_first(self, micro: list[Images]) -> Metrics:
         """Gradients of both players on one reconstruction, in `.grad`."""
@@ -233,6 +246,7 @@ class _Task:
 
     def generator_pass(self, images: Images, forward: Forward, parts: int, last: bool) -> None:
         """Gradient of the generator's whole loss, one backward pass each through LPIPS, discriminator and decoder."""
+        self.ids.append(forward.ids)
         reconstruction = forward.reconstruction.detach().requires_grad_()
         nll, logs = self.nll(reconstruction, images)
         (nll_slope,) = torch.autograd.grad(nll, reconstruction)

@@ -62,6 +62,7 @@ class TokenizerTask(Task):
             tell("perceptual.weights is none: training WITHOUT perceptual loss (and validation without LPIPS)")
         self.state = create_state(config, runtime)
         self.program = TokenizerStep(config, self.state, self.schedule, runtime, perceptual)
+        self.seen_codes = self.program.seen_codes
         self.validator = Validator(config, self.state, runtime, perceptual)
         tell(
             "%s: %s parameters (discriminator %s), %d steps, %d process(es) on %s",

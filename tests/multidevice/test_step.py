@@ -66,7 +66,7 @@ class Run:
 
     def step(self, state, images):
         """(state, metrics)."""
-        return self.program(state, jax.device_put(images, batch_sharding(self.mesh)), {})
+        return self.program(state, jax.device_put(images, batch_sharding(self.mesh)), {})[:2]
 
 
 @functools.cache

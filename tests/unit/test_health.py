@@ -1,4 +1,4 @@
-"""Signs of life and of trouble: heartbeat, stalled input, kept batches, collapse, the lock, and traces."""
+"""Signs of life and of trouble: heartbeat, stalled input, kept batches, the lock, and traces."""
 
 import json
 import multiprocessing
@@ -12,7 +12,6 @@ import pytest
 from voken_common.checkpoints import Progress
 from voken_common.errors import CheckpointError, NonFiniteError, WorkdirError
 from voken_common.health import (
-    CollapseWatch,
     Heartbeat,
     InputWatch,
     check_replayed,
@@ -68,7 +67,7 @@ def test_a_run_shows_itself_before_its_first_step(tmp_path):
             phases.append((beats(tmp_path)["step"], beats(tmp_path)["phase"], batch))
             self.number = 1
 
-        settle, means, progress = lambda _: False, lambda _: {}, lambda _: Progress()
+        settle, means, progress, code_use = lambda _: False, lambda _: {}, lambda _: Progress(), lambda _: None
 
     every = types.SimpleNamespace(every=10)
     training = types.SimpleNamespace(batch_size=4, log_every=10)
@@ -108,30 +107,6 @@ def test_stalled_input_is_told_while_it_lasts(caplog):
         assert "the input goes on after" in caplog.text
     assert caplog.text.count("the input is stalled: the training loop has been waiting for data for ") == 1
     assert "(health.stalled_input_seconds is 0.05). Look there" in caplog.text
-
-
-def test_collapse_is_told_once_per_occurrence():
-    watch = CollapseWatch(HealthConfig(collapse_usage=0.1, collapse_window=2))
-    dead, alive = np.zeros(1000, np.int64), np.zeros(1000, np.int64)
-    dead[:50], alive[:200] = 200, 50
-    assert watch.observe(1, dead) is None
-    text = watch.observe(2, dead)
-    assert "step 2: the codebook has collapsed: the last 2 validation(s) used 5.00%, 5.00% of 1000 codes" in text
-    assert "where 10000 tokens could use 100.00%" in text
-    assert "docs/quantizers.md, section Guidance" in text
-    assert watch.observe(3, dead) is None
-    assert watch.observe(4, alive) is None
-    assert watch.observe(5, dead) is None
-    assert watch.observe(6, dead) is not None
-
-
-def test_few_tokens_cannot_use_many_codes():
-    watch, few = CollapseWatch(HealthConfig(collapse_window=1)), np.zeros(2**18, np.int64)
-    few[:400] = 1
-    assert watch.observe(1, few) is None, "400 tokens, 400 codes: as many as can be"
-    few[:400] = 0
-    few[0] = 400
-    assert watch.observe(2, few) is not None
 
 
 def test_kept_batches_come_back(tmp_path):
