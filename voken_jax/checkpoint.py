@@ -45,6 +45,7 @@ from voken_jax.distributed import gather_objects
 from voken_jax.generator_step import GeneratorState
 from voken_jax.integrity import needed_items, step_path, step_problems, visible_problems
 from voken_jax.losses import LecamAverages
+from voken_jax.orbax_noise import hush
 from voken_jax.state import TrainState
 
 AnyState = TrainState | GeneratorState
@@ -66,6 +67,7 @@ class Checkpoints:
         self._folder = Path(workdir).absolute() / FOLDER
         files = StepFiles(steps_in, read_meta, visible_problems, step_problems)
         self._steps = RunSteps(self._folder, config, files, jax.process_index(), gather_objects)
+        hush()
         options = ocp.CheckpointManagerOptions(
             # On the CPU arrays are not copied before the next step's donation may overwrite them.
             enable_async_checkpointing=jax.default_backend() != "cpu",
