@@ -40,9 +40,9 @@ class FrozenTokenizer:
         require_fitting_tokenizer(config, self.tokenizer.config)
         require_same_tokenizer(config, self.tokenizer.fingerprint())
 
-    def encode(self, images: Float[np.ndarray, "B H W 3"]) -> Int[Tensor, "B T S"]:
+    def encode(self, images: Float[Tensor, "B H W 3"]) -> Int[Tensor, "B T S"]:
         """Tokens of images in [-1, 1]."""
-        ids = self.tokenizer.encode(torch.from_numpy(images).movedim(-1, 1))
+        ids = self.tokenizer.encode(images.movedim(-1, 1))
         return torch.from_numpy(split_ids(ids.flatten(1).cpu().numpy(), self._model.vocabularies))
 
     def decode(self, tokens: Int[np.ndarray, "B T S"]) -> Float[np.ndarray, "B H W 3"]:

@@ -27,6 +27,7 @@ from voken_torch.generator_validation import GeneratorValidator
 from voken_torch.models.generator import Adaptive, Factorized
 from voken_torch.sharding import process_count, process_index
 from voken_torch.task import Metrics, Task, size_of, tell
+from voken_torch.transfer import on_device, one_ahead
 
 
 def open_tokens(config: GeneratorConfig) -> Any:
@@ -78,9 +79,9 @@ class GeneratorTask(Task):
 
     def step(self, batch: dict[str, np.ndarray]) -> Metrics:
         """One step of AdamW."""
-        return self.program(self.state, self.tokens(batch))
+        return self.program(self.state, self.tokens(on_device(batch, self.runtime.device)))
 
-    def tokens(self, batch: dict[str, np.ndarray]) -> Batch:
+    def tokens(self, batch: Batch) -> Batch:
         """Tokens (B, T, S), labels (B,) and, if the batch has one, its mask; images are encoded.
 
         Raises:
@@ -89,11 +90,11 @@ class GeneratorTask(Task):
         from voken_common.data.generator_data import require_known_classes
 
         if "image" not in batch:
-            return {name: torch.from_numpy(array) for name, array in batch.items()}
+            return batch
         assert self.tokenizer is not None
-        require_known_classes(self.config, int(batch["label"].max(initial=0)))
-        tokens = {"tokens": self.tokenizer.encode(batch["image"]), "labels": torch.from_numpy(batch["label"])}
-        return tokens | {name: torch.from_numpy(batch[name]) for name in batch.keys() & {"mask"}}
+        require_known_classes(self.config, int(batch["label"].max()))
+        tokens = {"tokens": self.tokenizer.encode(batch["image"]), "labels": batch["label"]}
+        return tokens | {name: batch[name] for name in batch.keys() & {"mask"}}
 
     def logged(self, means: dict[str, float], number: int) -> dict[str, float]:
         """The means, perplexities of the mean losses, learning rate and weight decay."""
@@ -119,7 +120,7 @@ class GeneratorTask(Task):
 
     def _held_out_batches(self) -> Iterator[Batch]:
         assert self.held_out is not None
-        return (self.tokens(batch) for batch in self.held_out.batches)
+        return (self.tokens(tensors) for _, tensors in one_ahead(self.held_out.batches, self.runtime.device))
 
     def _show(self, network: Factorized | Adaptive, log: RunLog, number: int) -> None:
         pictures = self.config.validation.pictures

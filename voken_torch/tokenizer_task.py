@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
 from voken_common.run_log import SHOWN, RunLog
 from voken_common.schedules import build_schedule
@@ -17,6 +16,7 @@ from voken_torch.sharding import process_count, process_index
 from voken_torch.state import TrainState, create_state
 from voken_torch.task import Metrics, Task, size_of, tell
 from voken_torch.tokenizer_step import TokenizerStep
+from voken_torch.transfer import on_device
 from voken_torch.validation import Validator
 
 
@@ -77,7 +77,7 @@ class TokenizerTask(Task):
     def step(self, batch: dict[str, np.ndarray]) -> Metrics:
         """One step of both players."""
         # Channels move forward on the device, which is quicker at it.
-        images = torch.from_numpy(batch["image"]).to(self.runtime.device).movedim(-1, 1).contiguous()
+        images = on_device(batch, self.runtime.device)["image"].movedim(-1, 1).contiguous()
         return self.program(self.state, images)
 
     def logged(self, means: dict[str, float], number: int) -> dict[str, float]:

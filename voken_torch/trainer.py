@@ -23,6 +23,7 @@ from voken_torch.sharding import any_process, check_config, process_index, wait_
 from voken_torch.steps import Steps
 from voken_torch.task import Task, tell
 from voken_torch.tokenizer_task import TokenizerTask, open_images
+from voken_torch.transfer import placing
 
 
 def train(config: AnyConfig, workdir: Path, runtime: Runtime | None = None, profile: int = 0) -> dict[str, float]:
@@ -47,6 +48,7 @@ def train(config: AnyConfig, workdir: Path, runtime: Runtime | None = None, prof
     iterator = open_data(config)
     try:
         runtime = runtime or Runtime()
+        iterator.place = placing(runtime.device)
         per_epoch = -(-len(iterator.source) // config.training.batch_size)
         task = build(config, per_epoch, runtime, tokenizer_of_run(config, workdir))
         with held(workdir, process_index() == 0, lambda flag: any_process(flag, runtime.device)):

@@ -18,6 +18,7 @@ from voken_torch.quantization import encode_indices, lookup
 from voken_torch.quantizers.statistics import init_statistics, update_statistics
 from voken_torch.sharding import gather_objects
 from voken_torch.state import TrainState, averaged_autoencoder
+from voken_torch.transfer import one_ahead
 
 
 class Validator:
@@ -43,10 +44,9 @@ class Validator:
         network = averaged_autoencoder(self._config, self._state, self._policy)
         totals = ValidationTotals(self._config.validation.pictures)
         statistics = init_statistics(self._config.quantizer.codebook_size, self._runtime.device)
-        for batch in batches:
-            images = torch.from_numpy(batch["image"]).movedim(-1, 1).to(self._runtime.device)
-            reconstructions, ids, values = self._evaluate(network, images)
-            present = torch.from_numpy(batch["mask"] > 0).to(ids.device)
+        for batch, tensors in one_ahead(batches, self._runtime.device):
+            reconstructions, ids, values = self._evaluate(network, tensors["image"].movedim(-1, 1))
+            present = tensors["mask"] > 0
             statistics = update_statistics(statistics, torch.where(present[:, None, None], ids, -1))
             totals.add(batch, _array(reconstructions.movedim(1, -1)), {k: _array(v) for k, v in values.items()})
         counts = statistics.counts.cpu().numpy()

@@ -138,6 +138,36 @@ def test_a_batch_that_is_ready_is_not_counted_before_it_is_taken(folder, monkeyp
     assert_same([first, *take(config(folder), 3, state=state)[0]], take(config(folder), 4)[0])
 
 
+class Placed(dict):
+    """A batch that is on its way to a device."""
+
+
+def test_a_batch_is_placed_ahead_in_a_thread_and_counted_when_it_is_taken(folder):
+    threads = []
+
+    def place(batch):
+        threads.append(threading.current_thread())
+        return Placed(batch | {"number": len(threads)})
+
+    iterator = build_train_iterator(config(folder), batch_size_per_process=5, seed=3)
+    iterator.place = place
+    first = next(iterator)
+    until = time.monotonic() + 30
+    while len(threads) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert len(threads) >= 2, "the next batch is placed while this one is worked on"
+    assert threading.current_thread() not in threads
+    state = iterator.get_state()
+    assert (iterator.position, state["position"]) == (5, 5)
+    second = next(iterator)
+    assert [type(batch) for batch in (first, second)] == [Placed] * 2
+    assert [batch["number"] for batch in (first, second)] == [1, 2]
+    assert "bad" not in first
+    iterator.close()
+    assert_same([first, *take(config(folder), 3, state=state)[0]], take(config(folder), 4)[0])
+    assert_same([second], take(config(folder), 2)[0][1:])
+
+
 def test_going_back_on_a_running_iterator(folder):
     iterator = build_train_iterator(config(folder), batch_size_per_process=4, seed=0)
     start, first = iterator.get_state(), [next(iterator) for _ in range(3)]

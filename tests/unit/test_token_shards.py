@@ -3,12 +3,14 @@
 import itertools
 import json
 import pickle
+import threading
+import time
 
 import numpy as np
 import pytest
 
-from voken_common.data import token_shards
-from voken_common.data.errors import DataError
+from voken_common.data import retry, token_shards
+from voken_common.data.errors import DataError, ReadError
 from voken_common.data.token_pipeline import build_token_batches, build_token_iterator
 from voken_common.data.token_shards import TokenShardSource, TokenShardWriter, write_token_shards
 from voken_common.generator_schema import TokenDataConfig
@@ -167,6 +169,43 @@ def test_a_damaged_record_is_named(copy):
     assert source[20]["key"] == "bild_ä_20.png"
     with pytest.raises(DataError, match=r"shard-00002.array_record, record 1: damaged \(.*Remove that file and run"):
         source[21]
+
+
+class Broken:
+    """A reader that met an error of the system, as array_record tells it: it fails from then on."""
+
+    def read(self, positions):
+        raise RuntimeError("pread() failed: Stale file handle; reading /x; at byte 0; Could not read from")
+
+
+def test_a_shard_that_cannot_be_read_for_a_while_is_not_damaged(folder, monkeypatch):
+    monkeypatch.setattr(retry, "_FIRST_PAUSE", 0.001)
+    source = TokenShardSource(folder)
+    source._readers[1] = Broken()
+    assert source[12]["key"] == "bild_ä_12.png"
+    source = TokenShardSource(folder, retry_seconds=0.1)
+    monkeypatch.setattr(source, "_reader", lambda *_: Broken())
+    with pytest.raises(
+        ReadError, match=r"shard-00001\.array_record, record 2: cannot be read: Stale file handle\."
+    ):
+        source[12]
+
+
+def test_batches_are_placed_ahead_and_counted_when_they_are_taken(folder):
+    expected = joined(take(folder, 3)[0])
+    iterator = build_token_iterator(TokenDataConfig(train=str(folder)), batch_size_per_process=5, seed=3)
+    threads = []
+    iterator.place = lambda batch: threads.append(threading.current_thread()) or batch
+    found = [next(iterator)]
+    until = time.monotonic() + 30
+    while len(threads) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert len(threads) >= 2
+    assert threading.current_thread() not in threads
+    assert iterator.get_state()["position"] == 5
+    found += [next(iterator) for _ in range(2)]
+    iterator.close()
+    np.testing.assert_array_equal(joined(found), expected)
 
 
 def test_shards_of_two_tokenizers_are_refused(copy):

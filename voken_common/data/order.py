@@ -11,6 +11,7 @@ import abc
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,6 +68,9 @@ class PositionedBatches(grain.DatasetIterator):
         workers: Grain worker processes; 0: threads.
     """
 
+    place: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    """What is done to a batch before it is asked for, in a thread, such as beginning to copy it to a device; to be set
+    before the first batch. What it returns is handed out, and only then counted in the position."""
     _bytes_per_batch = 0
     _read_threads = 1
 
@@ -85,7 +89,7 @@ class PositionedBatches(grain.DatasetIterator):
 
     def _ahead(self, batches: grain.IterDataset) -> grain.IterDataset:
         """What the main process does with batches before they are asked for."""
-        return batches
+        return batches if self.place is None else in_a_thread(batches.map(self.place))
 
     def _finished(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         """What is handed out for an element of `_batched`; runs in the main process."""
@@ -167,6 +171,11 @@ def check_process(index: int, count: int) -> None:
     """Raise ValueError unless this is one of `count` processes."""
     if not 0 <= index < count:
         raise ValueError(f"process_index {index} must lie between 0 and process_count - 1 = {count - 1}")
+
+
+def in_a_thread(batches: grain.IterDataset) -> grain.IterDataset:
+    """Batches that are made one ahead, while the loop that takes them waits for a device."""
+    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1)
 
 
 def prefetched(

@@ -17,7 +17,7 @@ from voken_common.data import transforms
 from voken_common.data.bad_images import BadImageLog
 from voken_common.data.errors import DataError
 from voken_common.data.loaders import training_samples, validation_rows
-from voken_common.data.order import Placement, PositionedBatches, check_process, grain
+from voken_common.data.order import Placement, PositionedBatches, check_process, grain, in_a_thread
 from voken_common.data.schema import DataConfig
 from voken_common.data.sources import ImageSource, build_source
 
@@ -41,8 +41,8 @@ def _as_floats(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def _recorded(batch: dict[str, Any], bad: BadImageLog) -> dict[str, np.ndarray]:
-    bad.record(batch["bad"])
-    return {name: array for name, array in batch.items() if name != "bad"}
+    bad.record(batch.pop("bad"))
+    return batch
 
 
 class TrainIterator(PositionedBatches):
@@ -78,9 +78,9 @@ class TrainIterator(PositionedBatches):
         return self._samples[first:].batch(self.batch_size, drop_remainder=True, batch_fn=_collate)
 
     def _ahead(self, batches: grain.IterDataset) -> grain.IterDataset:
-        # In a thread, one batch ahead: the loop that waits for a device does not wait for this, too. The position is
-        # that of batches handed out, so nothing is lost with the one that is ready.
-        return grain.experimental.ThreadPrefetchIterDataset(batches.map(_as_floats), prefetch_buffer_size=1)
+        # The position is that of batches handed out, so nothing is lost with the one that is ready.
+        floats = batches.map(_as_floats)
+        return in_a_thread(floats if self.place is None else floats.map(self.place))
 
     def _finished(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         return _recorded(batch, self._bad)

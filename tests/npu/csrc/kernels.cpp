@@ -142,6 +142,8 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("_copy_from", &npu::copy_from);
   library.impl("_copy_from_and_resize", &npu::copy_from_and_resize);
   library.impl("_local_scalar_dense", &npu::item);
+  // Nothing is late, so that memory may be given away at once.
+  library.impl("record_stream", [](at::Tensor&, c10::Stream) {});
   library.impl("convolution_overrideable", &npu::convolution);
   library.impl("convolution_backward_overrideable", &npu::convolution_backward);
   // Without kernels of its own a backend gets other formulas for these than the CPU, and the fallback would lose the
