@@ -1,8 +1,10 @@
 """Manners of worker processes, and what reaches the user from them."""
 
 import errno
+import multiprocessing
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -48,6 +50,8 @@ class Failing(Photographs):
         self.reason = reason
 
     def read(self, index):
+        if self.reason == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         raise self.reason
 
 
@@ -65,6 +69,36 @@ def test_a_data_error_of_a_worker_is_the_users_error():
     with pytest.raises(DataError, match="the tar changed") as caught:
         trained_in_a_worker(DataError("the tar changed"))
     assert (type(caught.value), str(caught.value)) == (DataError, "the tar changed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_to_all_processes_leave_the_batches_coming(number):
+    data = DataConfig(train=SkimageConfig(region="all", crops=40), image_size=8, workers=2)
+    iterator = build_train_iterator(data, batch_size_per_process=4, seed=0)
+    try:
+        # One of each worker at least.
+        shapes = {next(iterator)["image"].shape for _ in range(4)}
+        workers = multiprocessing.active_children()
+        assert len(workers) == 2
+        for worker in workers:
+            os.kill(worker.pid, number)
+        time.sleep(1.0)
+        # More than are ready.
+        assert {next(iterator)["image"].shape for _ in range(12)} == shapes
+    finally:
+        start = time.monotonic()
+        iterator.close()
+    assert time.monotonic() - start < 20
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_a_worker_that_was_killed_is_told():
+    with pytest.raises(DataError, match="Worker process was terminated unexpectedly with exit code -9") as caught:
+        trained_in_a_worker("killed")
+    assert "-9   the system killed it, mostly for want of memory: lower data.workers" in str(caught.value)
+    assert str(caught.value).endswith("The same command continues from the last checkpoint.")
 
 
 @pytest.mark.slow

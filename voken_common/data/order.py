@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from voken_common.data.errors import DataError
-from voken_common.data.workers import initialize_worker
+from voken_common.data.workers import initialize_training_worker
 
 try:
     import grain as grain
@@ -30,6 +30,12 @@ logger = logging.getLogger("voken.data")
 _BATCHES_AHEAD = 2
 _SMALLEST_SHARED_BLOCK = 4096
 _STATE_VERSION = 1
+_WORKER_DIED = """\
+{error}, one of data.workers. By the code:
+  -9   the system killed it, mostly for want of memory: lower data.workers or data.read_threads
+  -7   shared memory is full: give the container more (docker run --shm-size), or lower data.workers
+  -11  a file crashed its decoder: `python -X faulthandler` with --set data.workers=0 shows where
+The same command continues from the last checkpoint."""
 
 
 class Placement(NamedTuple):
@@ -114,6 +120,12 @@ class PositionedBatches(grain.DatasetIterator):
         except DataError:
             self.close()
             raise
+        except RuntimeError as error:
+            # Grain has no type of its own for it.
+            if "Worker process was terminated" not in str(error):
+                raise
+            self.close()
+            raise DataError(_WORKER_DIED.format(error=str(error).split(". Search")[0])) from error
         self._position += self.batch_size * self._placement.process_count
         return batch
 
@@ -195,7 +207,7 @@ def prefetched(
         read, grain.experimental.DatasetOptions(min_shm_size=_SMALLEST_SHARED_BLOCK)
     )
     options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_BATCHES_AHEAD)
-    return read.mp_prefetch(options, worker_init_fn=initialize_worker)
+    return read.mp_prefetch(options, worker_init_fn=initialize_training_worker)
 
 
 def _warn_if_shared_memory_is_small(workers: int, bytes_per_batch: int) -> None:

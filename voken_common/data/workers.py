@@ -1,4 +1,4 @@
-"""Manners of the worker processes that Grain starts."""
+"""Manners of worker processes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,16 @@ def initialize_worker(index: int, count: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_freed_memory()
     threading.Thread(target=_exit_with_parent, name="exit-with-parent", daemon=True).start()
+
+
+def initialize_training_worker(index: int, count: int) -> None:
+    """As `initialize_worker`, and leave SIGTERM to the main process, too.
+
+    A scheduler sends it to every process of a job, and the main process may still wait for the batch after which it
+    saves. Grain ends its workers by other means.
+    """
+    initialize_worker(index, count)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def keep_freed_memory() -> None:
