@@ -313,6 +313,24 @@ def test_a_local_disk_that_fails_for_a_while_changes_nothing(folder, monkeypatch
     assert trained_on(folder) == (undisturbed, 0)
 
 
+def test_a_folder_that_vanishes_as_a_whole_is_waited_for(folder, tmp_path):
+    undisturbed, _ = trained_on(folder)
+    iterator = build_train_iterator(folder, batch_size_per_process=3, seed=5)
+    away = tmp_path.with_name("unmounted")
+    tmp_path.rename(away)
+    threading.Timer(0.3, away.rename, [tmp_path]).start()
+    found = [n for batch in itertools.islice(iterator, 6) for n in numbers(batch["image"])]
+    assert (found, iterator.bad_images) == (undisturbed, 0)
+    iterator.close()
+    tmp_path.rename(away)
+    iterator = build_train_iterator(
+        folder.model_copy(update={"retry_seconds": 0.1}), batch_size_per_process=3, seed=5, source=iterator.source
+    )
+    with pytest.raises(ReadError, match=r"\.png: cannot be read: the folder .* is not there any more\. Tried"):
+        next(iterator)
+    away.rename(tmp_path)
+
+
 def test_a_handle_that_went_stale_is_opened_anew(tmp_path, monkeypatch):
     path = tmp_path / "a"
     path.write_bytes(b"abc")

@@ -115,6 +115,8 @@ def test_folders_that_are_something_else(tmp_path):
         DataError, match=r"holds the folders train, val, which are splits .* name one of them, as .*train"
     ):
         ImageFolder(str(tmp_path / "splits"))
+    with pytest.raises(DataError, match=r"s3://bucket/images: folders of images are read from file systems only; of"):
+        ImageFolder("s3://bucket/images")
     write_image(tmp_path / "mixed" / "a.png")
     write_image(tmp_path / "mixed" / "cats" / "b.png")
     with pytest.raises(DataError, match=r"holds both images \(a\.png\) and folders of images \(cats\)"):
@@ -132,6 +134,14 @@ def test_a_class_that_cannot_be_listed_is_not_passed_over(imagenet, monkeypatch)
     monkeypatch.setattr(os, "scandir", refusing)
     with pytest.raises(DataError, match=r"cannot list the folder .*train/n02: Permission denied; make it readable"):
         ImageFolder(str(imagenet))
+
+
+def test_links_to_folders_below_a_class_are_told(imagenet, tmp_path, caplog):
+    write_image(tmp_path / "elsewhere" / "b.png")
+    (imagenet / "n03" / "linked").symlink_to(tmp_path / "elsewhere")
+    (imagenet / "n04").symlink_to(tmp_path / "elsewhere")
+    assert keys(ImageFolder(str(imagenet)))[-2:] == ["n03/deep/x.png", "n04/b.png"]
+    assert f"{imagenet}/n03: links to folders are not followed below a class: linked" in caplog.text
 
 
 def test_list_file_with_and_without_labels(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from voken_common.data.array_file import StringTable
 from voken_common.data.errors import DataError
 from voken_common.data.listing import Medium, found_instead, has_tars, list_folder, nearest, some
 from voken_common.data.sources import ImageSource
+from voken_common.data.storage import is_url
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -43,8 +45,14 @@ class FileSource(ImageSource):
 
     def read(self, index: int) -> tuple[bytes, int]:
         """The file as it is, and its class."""
-        with open(self.key(index), "rb") as file:
-            return file.read(), int(self._labels[index])
+        try:
+            with open(self.key(index), "rb") as file:
+                return file.read(), int(self._labels[index])
+        except FileNotFoundError as error:
+            if self.root.is_dir():
+                raise
+            # Not this file alone: a file system that is not mounted any more, and may be again.
+            raise OSError(errno.ENODEV, f"the folder {self.root} is not there any more") from error
 
     def key(self, index: int) -> str:
         """Full path of the file."""
@@ -69,6 +77,11 @@ class MediaFolder(FileSource):
 
     def __init__(self, path: str, *, exclude: Iterable[str] = (), list_cache: str | None = None):
         root, medium = Path(path).expanduser(), self.medium
+        if is_url(path):
+            raise DataError(
+                f"{path}: folders of {medium.noun}s are read from file systems only; of object stores tars are read "
+                "(data.train.kind tar)"
+            )
         found = list_folder(root, medium, list_cache).without(frozenset(exclude))
         nested = any(found.per_class)
         expected = f"Expected\n{medium.expected.format(root=root)}"

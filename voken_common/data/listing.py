@@ -103,6 +103,9 @@ def _below(root: Path, folder: str, medium: Medium, times: dict[str, int]) -> li
         # os.walk has listed it already; a change since then gives a time after `started`, and the list is not kept.
         times[os.path.normpath(os.path.join(folder, inner))] = os.stat(parent).st_mtime_ns
         children[:] = [child for child in children if not child.startswith(".")]
+        if linked := [child for child in children if os.path.islink(os.path.join(parent, child))]:
+            # They might lead in a circle.
+            logger.warning("%s: links to folders are not followed below a class: %s", parent, some(linked))
         matching = [name for name in names if medium.matches(name)]
         paths += matching if inner == "." else [os.path.join(inner, name) for name in matching]
     return sorted(paths)
