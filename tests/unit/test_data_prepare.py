@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -156,6 +157,14 @@ def test_prepare_writes_samples_filter_keys_and_index(mixed_set, tmp_path, capsy
     assert "passed over: members that look like images but are not named <sample>.jpg, .jpeg.jpg, " in output
     assert run(mixed_set, "--output", tmp_path / "all", "--workers", "0") == 0
     assert read_json(tmp_path / "all" / "laion.samples.json") == {"00.tar": 3, "01.tar": 4}
+
+
+def test_names_that_are_no_text_are_told_as_they_can_be(tmp_path, capsys):
+    name = os.fsdecode(b"latin\xe9")
+    write_tar(tmp_path / "set" / "0.tar", [(f"{name}.jpeg", encoded(1)), (f"{name}.png", encoded(2))])
+    assert run(tmp_path / "set", "--output", tmp_path / "out", "--workers", "0") == 0
+    assert "for example 0.tar:latin\\udce9.jpeg" in capsys.readouterr().out
+    assert TarIndex(str(tmp_path / "out" / "set.index")).name(0) == f"{name}.png"
 
 
 def test_worker_processes_write_the_same(mixed_set, tmp_path):

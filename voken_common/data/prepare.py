@@ -299,11 +299,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _print_summary(summary: dict[str, Any], index: Path) -> None:
     bad = sum(len(names) for names in summary["bad"].values())
-    print(f"{summary['set']}: {summary['tars']} tars, {summary['good']} good images, {bad} bad: {index}")
+    lines = [f"{summary['set']}: {summary['tars']} tars, {summary['good']} good images, {bad} bad: {index}"]
     if summary["passed_over"]:
-        print(f"  passed over: {_passed_over(summary)}")
+        lines.append(f"  passed over: {_passed_over(summary)}")
     for path, damage in summary["damaged_tars"].items():
-        print(f"  damaged tar {summary['damaged_tars_are']}: {path}: {damage}")
+        lines.append(f"  damaged tar {summary['damaged_tars_are']}: {path}: {damage}")
+    # Names in a tar may be any bytes, which standard output would refuse.
+    print("\n".join(lines).encode(errors="backslashreplace").decode())
 
 
 if __name__ == "__main__":
