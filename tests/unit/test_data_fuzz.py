@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.unit.tar_sets import encoded, write_tar
+from tests.unit.test_data_video import write_video
 from voken_common.data import prepare
 from voken_common.data.array_file import ArrayFileError, map_arrays
 from voken_common.data.decode import decode_image, open_image
@@ -20,6 +21,7 @@ from voken_common.data.schema import DataConfig, ImageNetTarConfig, TarConfig, T
 from voken_common.data.tar_check import CheckOptions, check_tar, image_problem
 from voken_common.data.tar_format import TarDamageError, walk_tar
 from voken_common.data.tar_source import TarSource
+from voken_common.data.video import ClipReader
 
 LONGEST = 20.0
 """Seconds that no single case may take, on a machine however busy."""
@@ -228,6 +230,42 @@ def test_mutated_indices(tmp_path):
 @pytest.mark.slow
 def test_two_thousand_mutated_indices(tmp_path):
     fuzz_index(2000, 6, tmp_path)
+
+
+def fuzz_videos(count, seed, tmp_path):
+    """Mutated videos: frames of bytes, or refused with an error that names the file."""
+    rng = np.random.default_rng(seed)
+    originals = [write_video(tmp_path / f"original.{suffix}", 20) for suffix in ("mp4", "avi", "webm")]
+    originals = [(path.suffix, path.read_bytes()) for path in originals]
+    decoded = refused = 0
+    for case in range(count):
+        suffix, data = originals[case % len(originals)]
+        path = tmp_path / f"case{suffix}"
+        path.write_bytes(mutated(data, rng))
+        start = time.monotonic()
+        frames, message = refusal(first_frames, str(path))
+        if message is None:
+            assert all((frame.ndim, frame.shape[2], frame.dtype) == (3, 3, np.uint8) for frame in frames)
+            decoded += 1
+        else:
+            assert message.startswith(f"{path}: ")
+            refused += 1
+        assert time.monotonic() - start < LONGEST
+    assert min(decoded, refused) > count // 10
+
+
+def first_frames(path):
+    reader = ClipReader()
+    return reader.read(path, list(range(min(5, reader.frames(path)))))
+
+
+def test_mutated_videos(tmp_path):
+    fuzz_videos(60, 7, tmp_path)
+
+
+@pytest.mark.slow
+def test_two_thousand_mutated_videos(tmp_path):
+    fuzz_videos(2000, 8, tmp_path)
 
 
 def test_array_files_are_not_taken_at_their_word(tmp_path):
