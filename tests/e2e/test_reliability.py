@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import json
 import os
 import shutil
@@ -14,15 +15,18 @@ from tests.e2e.conftest import record_batches
 from tests.e2e.test_torch_train import assert_same_content
 from tests.e2e.test_train import assert_same_state, restored
 from tests.e2e.tiny import quantized_by, write
+from tests.e2e.tiny_generator import generator_config, write_shards
 from voken_common.checkpoints import Progress
 from voken_common.config import load_config
 from voken_common.data.pipeline import TrainIterator
+from voken_common.data.token_pipeline import TokenIterator
 from voken_common.errors import CheckpointError, DamagedError, NonFiniteError
 from voken_common.run_log import RunLog
 from voken_jax import checkpoint as jax_checkpoint
 from voken_jax import replay as jax_replay
 from voken_jax import trainer as jax_trainer
 from voken_jax.checkpoint import find_step as jax_step
+from voken_jax.conversion.orbax_step import _read_item
 from voken_jax.tokenizer import Tokenizer
 from voken_torch import checkpoint as torch_checkpoint
 from voken_torch import replay as torch_replay
@@ -119,6 +123,61 @@ def test_skipped_batches_are_as_if_never_drawn(framework, tmp_path, monkeypatch,
     assert {p.name for p in (tmp_path / "skipped").glob("*.npz")} == {"failed_batch_2.npz", "failed_batch_4.npz"}
     meta = CHECKPOINTS[framework].read_meta(CHECKPOINTS[framework].find_step(tmp_path / "skipped"))
     assert meta.progress == Progress({}, 2)
+
+
+def take_from(patch, kind, change):
+    """What iterators of a kind give goes through `change(number, batch)`, which returns None for one nobody gets."""
+    original, taken = kind.__next__, []
+
+    def take(iterator):
+        batch = original(iterator)
+        taken.append(1)
+        batch = change(len(taken), batch)
+        return take(iterator) if batch is None else batch
+
+    patch.setattr(kind, "__next__", take)
+
+
+@SLOW_IN_JAX
+def test_skipped_batches_of_a_generator_are_as_if_never_drawn(framework, tmp_path, monkeypatch, caplog):
+    """Tokens cannot be NaN, so the loss of a batch of the last code alone is made infinite."""
+    config = generator_config(
+        write_shards(tmp_path, [256]),
+        data={"validation": None},
+        checkpoint={"every": 3, "keep_best": 0},
+        health={"max_skipped": 2},
+    )
+    step, train = importlib.import_module(f"voken_{framework}.generator_step"), TRAINERS[framework].train
+    losses, spoiled = step.token_losses, (2, 5)
+
+    def infinite(logits, tokens):
+        total, metrics = losses(logits, tokens)
+        fine = (tokens != 255).any()
+        return total / fine, {**metrics, "loss": metrics["loss"] / fine}
+
+    monkeypatch.setattr(step, "token_losses", infinite)
+    logged = {"without": [], "skipped": []}
+    for name, spoil in (("without", lambda batch: None), ("skipped", lambda b: b | {"tokens": 0 * b["tokens"] + 255})):
+        with monkeypatch.context() as patch, logging_to(logged[name]):
+            take_from(patch, TokenIterator, lambda n, batch, spoil=spoil: spoil(batch) if n in spoiled else batch)
+            train(config, tmp_path / name)
+    assert logged["skipped"] == logged["without"]
+    assert [step for step, _ in logged["skipped"]] == [3, 6]
+    if framework == "torch":
+        assert_same_end(framework, tmp_path / "skipped", tmp_path / "without", config)
+    else:
+        ends = [jax_step(tmp_path / name) for name in ("skipped", "without")]
+        assert jax_checkpoint.read_data(ends[0]) == jax_checkpoint.read_data(ends[1])
+        for item in ("generator", "rest"):
+            assert_same_state(*(_read_item(end / item) for end in ends))
+    assert "step 2: not finite: grad_norm, loss. " in caplog.text
+    assert {p.name for p in (tmp_path / "skipped").glob("*.npz")} == {"failed_batch_2.npz", "failed_batch_4.npz"}
+    checkpoints = CHECKPOINTS[framework]
+    assert checkpoints.read_meta(checkpoints.find_step(tmp_path / "skipped")).progress == Progress({}, 2)
+    with monkeypatch.context() as patch:
+        take_from(patch, TokenIterator, lambda n, b: b | {"tokens": 0 * b["tokens"] + 255} if n < 4 else b)
+        with pytest.raises(NonFiniteError, match=r"step 1: .*after 2 skipped batch.*failed_batch_1.npz"):
+            train(config, tmp_path / "stopped")
 
 
 @FRAMEWORKS
