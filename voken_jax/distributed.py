@@ -6,7 +6,8 @@ Every host (or every GPU, under Slurm) runs the same command. They are joined be
 A process that fails tells the others why before it ends, and they end within seconds. One that is lost without a word
 (killed, out of memory, a host that is gone) is noticed by the first process when it has been silent for `--lost-after`
 seconds, and by JAX's coordination service somewhat later, should the first process not come to it. When the first
-process itself is lost, that service is lost with it, and JAX ends the others at once, with a trace of its own.
+process itself is lost, that service is lost with it, and JAX aborts the others at once, with a trace of its own: its
+client polls for errors and knows no other answer (jaxlib takes a callback, and cannot call one that is Python's).
 """
 
 from __future__ import annotations
@@ -135,7 +136,8 @@ def is_loss(error: BaseException | None) -> bool:
     if jax.process_count() == 1:
         return False
     while error is not None:
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        # What fails while a program is started, and not while it runs, is a plain ValueError.
+        if isinstance(error, jax.errors.JaxRuntimeError) or (isinstance(error, ValueError) and "Gloo" in str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -52,7 +52,8 @@ def start(folder, file, *options, second=()):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {**os.environ, "JAX_ENABLE_X64": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "OMP_NUM_THREADS": "1"}
-    environment |= {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}
+    # Only the first process would find its programs, and Gloo waits no longer than 30 s for the one that compiles.
+    environment |= {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     command = [sys.executable, "-m", "tests.multidevice.recorded", str(folder / "losses"), "--config", str(file)]
     command += ["--workdir", str(folder / "two"), "--cpu-devices", "4", "--coordinator", f"127.0.0.1:{port}"]
     command += ["--process-count", "2", *options]
@@ -104,26 +105,34 @@ def test_two_processes_train_as_one(name, tmp_path, monkeypatch, x64):
     compare(name, tmp_path, monkeypatch)
 
 
-def started(folder, processes):
-    """Wait until a run has saved its first step."""
-    deadline = time.monotonic() + 240
-    while not list((folder / "two" / "checkpoints").glob("[0-9]*/meta")):
-        assert all(process.poll() is None for process in processes), finish(processes)
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+def started(folder, file, *options):
+    """Both processes of a run that has saved its first step.
+
+    On a machine that has other things to do one process may come to Gloo 30 s before the other, which gives up then.
+    """
+    for _ in range(3):
+        processes, deadline = start(folder, file, *options), time.monotonic() + 400
+        while all(process.poll() is None for process in processes):
+            if list((folder / "two" / "checkpoints").glob("[0-9]*/meta")):
+                return processes
+            assert time.monotonic() < deadline, "no step was saved"
+            time.sleep(0.1)
+        ended = finish(processes)
+        assert any("Gloo context initialization failed" in output for _, output in ended), ended
+    raise AssertionError("the processes did not find each other three times")
 
 
 @pytest.mark.slow
 def test_a_lost_process_ends_the_run_in_bounded_time(tmp_path):
+    lost_after = 30
     file = write(tmp_path, mapping_of("adaptive", tmp_path))
-    processes = start(tmp_path, file, "--set", "training.steps=100000", "--lost-after", "15")
-    started(tmp_path, processes)
+    processes = started(tmp_path, file, "--set", "training.steps=100000", "--lost-after", str(lost_after))
     processes[1].send_signal(signal.SIGKILL)
     killed = time.monotonic()
-    (status, output), (other, _) = finish(processes, limit=90)
+    (status, output), (other, _) = finish(processes, limit=lost_after + 120)
     assert (status, other) == (4, -signal.SIGKILL), output
-    assert time.monotonic() - killed < 60
-    assert "error: process(es) 1 of 2 lost: silent for 15 s (killed, out of memory" in output or (
+    assert time.monotonic() - killed < lost_after + 60
+    assert f"error: process(es) 1 of 2 lost: silent for {lost_after} s (killed, out of memory" in output or (
         "a computation that all processes share did not finish" in output
     )
     assert "it continues at the last checkpoint" in output

@@ -144,6 +144,7 @@ def test_what_a_lost_process_causes(monkeypatch):
     told.__cause__ = lost
     assert distributed.is_loss(told)
     assert not distributed.is_loss(ValueError("no such file"))
+    assert distributed.is_loss(ValueError("UNKNOWN: Gloo AllGather failed: [pair.cc:547] Connection closed by peer"))
     message = distributed.describe_lost(lost)
     assert "process 0 of 2: a computation that all processes share did not finish" in message
     assert "(UNAVAILABLE: Connection closed by peer). Run the same command on all of them again" in message
