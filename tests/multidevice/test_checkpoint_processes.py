@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import pickle
 import socket
+import time
 
 import pytest
 import torch
@@ -11,9 +13,9 @@ from tests.unit.test_checkpoint import state_of
 from tests.unit.test_retention import ONE, JaxRun, TorchRun
 from voken_common.errors import CheckpointError
 from voken_torch import checkpoint as torch_checkpoint
-from voken_torch import device
+from voken_torch import device, sharding
 
-LIMIT = 120
+LIMIT = 240
 
 
 def error_of(function):
@@ -24,29 +26,37 @@ def error_of(function):
     return None
 
 
-def torch_process(rank, port, folder, results):
+def steps_of(run):
+    """What lies there, before the first process goes on to write."""
+    steps = run.steps()
+    sharding.wait_for_all()
+    return steps
+
+
+def torch_process(rank, port, folder):
     """One step dropped, one damaged on the disk, one that cannot be written."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
     torch.set_num_threads(1)
     device.start("cpu")
     with pytest.MonkeyPatch.context() as patch:
-        run = TorchRun(folder, ONE, patch)
+        run = TorchRun(folder, ONE, patch, folder / f"settings_{rank}")
         run.save(1)
         run.save(2)
-        dropped = run.steps()
+        dropped = steps_of(run)
         run.save_damaged(3)
         latest = run.checkpoints.recover()
-        kept = run.steps()
+        kept = steps_of(run)
 
         def full(*_):
             raise OSError(28, "No space left on device")
 
         patch.setattr(torch_checkpoint, "_save", full)
-        results.put((rank, dropped, latest, kept, error_of(lambda: run.save(4)), run.steps()))
+        found = dropped, latest, kept, error_of(lambda: run.save(4)), steps_of(run)
+    (folder / f"{rank}.pickle").write_bytes(pickle.dumps(found))
     torch.distributed.destroy_process_group()
 
 
-def jax_process(rank, port, folder, results):
+def jax_process(rank, port, folder):
     """One step dropped, and one damaged on the disk, with and without asynchronous saving."""
     import jax
     import numpy as np
@@ -68,19 +78,18 @@ def jax_process(rank, port, folder, results):
     for name, backend in (("waiting", "cpu"), ("asynchronous", "an accelerator")):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("jax.default_backend", lambda name=backend: name)
-            (folder / name).mkdir(exist_ok=True)
-            run = Run(folder / name, ONE, patch)
+            run = Run(folder / name, ONE, patch, folder / f"settings_{rank}")
             run.save(1)
             run.save(2)
             run.save_damaged(3)
             run.close()
             kept = run.steps()
-            run = Run(folder / name, ONE, patch)
+            run = Run(folder / name, ONE, patch, folder / f"settings_{rank}")
             latest = run.checkpoints.recover()
             run.save(3)
             run.close()
             found.append((kept, latest, run.steps()))
-    results.put((rank, *found))
+    (folder / f"{rank}.pickle").write_bytes(pickle.dumps(found))
 
 
 def results_of(process, folder):
@@ -88,20 +97,19 @@ def results_of(process, folder):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    for rank in range(2):
+        # Both write their configuration.
+        (folder / f"settings_{rank}").mkdir()
     context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [context.Process(target=process, args=(rank, port, folder, results)) for rank in range(2)]
+    processes = [context.Process(target=process, args=(rank, port, folder), daemon=True) for rank in range(2)]
     for one in processes:
         one.start()
-    try:
-        found = sorted(results.get(timeout=LIMIT) for _ in processes)
-        for one in processes:
-            one.join(LIMIT)
-        assert [one.exitcode for one in processes] == [0, 0]
-    finally:
-        for one in processes:
-            one.kill()
-    return [own[1:] for own in found]
+    deadline = time.monotonic() + LIMIT
+    while any(one.exitcode is None for one in processes) and not any(one.exitcode for one in processes):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert [one.exitcode for one in processes] == [0, 0]
+    return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(2)]
 
 
 @pytest.mark.slow
@@ -118,5 +126,5 @@ def test_both_processes_hear_of_a_failed_write(tmp_path):
 @pytest.mark.slow
 def test_both_processes_know_what_was_dropped(tmp_path):
     first, second = results_of(jax_process, tmp_path)
-    assert first == (([2, 3], 2, [3]),) * 2
+    assert first == [([2, 3], 2, [3])] * 2
     assert second == first

@@ -29,8 +29,8 @@ def flip(path):
 class JaxRun:
     """A work directory that JAX writes; every step's arrays follow from its number."""
 
-    def __init__(self, folder, overrides, monkeypatch):
-        self.config = with_overrides(tiny_config(folder), overrides)
+    def __init__(self, folder, overrides, monkeypatch, settings=None):
+        self.config = with_overrides(tiny_config(settings or folder), overrides)
         self.folder, self._patch, self._iterator = folder, monkeypatch, open_iterator(self.config)
         self.checkpoints = jax_checkpoint.Checkpoints(folder, self.config.checkpoint)
 
@@ -71,8 +71,8 @@ class JaxRun:
 class TorchRun:
     """The same by PyTorch."""
 
-    def __init__(self, folder, overrides, monkeypatch):
-        self.config = with_overrides(tiny_config(folder), overrides)
+    def __init__(self, folder, overrides, monkeypatch, settings=None):
+        self.config = with_overrides(tiny_config(settings or folder), overrides)
         self.folder, self._patch = folder, monkeypatch
         self.checkpoints = torch_checkpoint.Checkpoints(folder, self.config.checkpoint)
 
