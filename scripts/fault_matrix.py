@@ -1,7 +1,8 @@
 """Make the faults that long runs meet, for real, and check what is left: `python scripts/fault_matrix.py`.
 
 A tiny tokenizer is trained in JAX and in PyTorch, is killed, gets damaged files, full disks, lost processes and bad
-data, and must end as the run that met nothing of it, or with an error that says what happened.
+data, and must end as the run that met nothing of it, or with an error that says what happened. A tiny generator meets
+some of it too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from faults import files, inputs, processes
+from faults import files, generators, inputs, processes
 from faults.files import NotHere
 from faults.frameworks import DEVICES, ROOT, Failed, Framework
 
@@ -35,6 +36,7 @@ FAULTS = (
     Fault("SIGTERM", processes.terminated),
     Fault("SIGTERM to one of two processes", processes.terminated_together),
     Fault("lost process", processes.lost_process),
+    Fault("lost first process", processes.lost_first_process),
     Fault("resume on other devices", processes.other_devices),
     Fault("flipped bit in an array", files.flipped_array, quick=True),
     Fault("truncated array", files.truncated_array),
@@ -55,6 +57,9 @@ FAULTS = (
     Fault("tar cut in half", inputs.cut_tar),
     Fault("NaN batch", inputs.not_finite),
     Fault("NaN batches skipped", inputs.skipped),
+    Fault("generator: SIGKILL in training", generators.on(processes.killed_in_training)),
+    Fault("generator: flipped bit", generators.on(files.flipped_array), quick=True),
+    Fault("generator: batches skipped", generators.skipped),
 )
 
 

@@ -82,12 +82,17 @@ class Framework:
     Args:
         name: jax or torch.
         scratch: a folder for everything.
+        mapping: the run's configuration.
+
+    Attributes:
+        generator: the same for a generator, once one is asked for (`generators.of`).
     """
 
-    def __init__(self, name: str, scratch: Path):
+    def __init__(self, name: str, scratch: Path, mapping: Mapping[str, Any] | None = None):
         self.name, self.scratch = name, scratch
         self.config = scratch / "tiny.yaml"
-        self.config.write_text(yaml.safe_dump(TINY))
+        self.config.write_text(yaml.safe_dump(dict(mapping or TINY)))
+        self.generator: Framework | None = None
         self._reference: Path | None = None
 
     def arguments(self, workdir: Path, *overrides: str) -> list[str]:
@@ -155,7 +160,10 @@ class Framework:
 
     def contents(self, workdir: Path, step: int) -> dict[str, np.ndarray]:
         """All arrays of a step by name, and the position in the data."""
-        place = self.place(workdir, step)
+        return self.contents_of(self.place(workdir, step))
+
+    def contents_of(self, place: Path) -> dict[str, np.ndarray]:
+        """The same of a step that lies anywhere."""
         if self.name == "torch":
             from voken_torch.checkpoint import read
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -68,23 +69,48 @@ def cut_tar(framework: Framework) -> str:
     return f"{images} of 40 images left, then refused"
 
 
+Batch = dict[str, np.ndarray]
+
+
 @contextmanager
-def spoiled(*numbers: int) -> Iterator[None]:
-    """The batches of these numbers (from 1) hold a value that is not finite."""
-    from voken_common.data.pipeline import TrainIterator
+def changed(kind: Any, change: Callable[[Batch], None], *numbers: int) -> Iterator[None]:
+    """The batches of these numbers (from 1) that iterators of a kind give are changed."""
+    original, taken = kind.__next__, [0]
 
-    original, taken = TrainIterator.__next__, [0]
-
-    def take(iterator: TrainIterator) -> dict[str, np.ndarray]:
-        batch = original(iterator)
+    def take(iterator: Any) -> Batch:
+        batch: Batch = original(iterator)
         taken[0] += 1
         if taken[0] in numbers:
-            batch["image"] = batch["image"].copy()
-            batch["image"][0, 0, 0, 0] = np.nan
+            change(batch)
         return batch
 
-    with mock.patch.object(TrainIterator, "__next__", take):
+    with mock.patch.object(kind, "__next__", take):
         yield
+
+
+@contextmanager
+def dropped(kind: Any, *numbers: int) -> Iterator[None]:
+    """The batches of these numbers (from 1) are drawn, and nobody gets them."""
+    original, taken = kind.__next__, [0]
+
+    def take(iterator: Any) -> Batch:
+        batch: Batch = original(iterator)
+        taken[0] += 1
+        return take(iterator) if taken[0] in numbers else batch
+
+    with mock.patch.object(kind, "__next__", take):
+        yield
+
+
+def spoiled(*numbers: int) -> AbstractContextManager[None]:
+    """The images of the batches of these numbers (from 1) hold a value that is not finite."""
+    from voken_common.data.pipeline import TrainIterator
+
+    def spoil(batch: Batch) -> None:
+        batch["image"] = batch["image"].copy()
+        batch["image"][0, 0, 0, 0] = np.nan
+
+    return changed(TrainIterator, spoil, *numbers)
 
 
 def not_finite(framework: Framework) -> str:
@@ -102,12 +128,17 @@ def not_finite(framework: Framework) -> str:
 
 def skipped(framework: Framework) -> str:
     """Up to `health.max_skipped` such batches are skipped, as if they had never been drawn; one more stops."""
+    from voken_common.data.pipeline import TrainIterator
+
     workdir = framework.scratch / "skipped"
     allowed = "health.max_skipped=2"
     with spoiled(4, 9):
         framework.run(workdir, allowed).must(0, "1 of at most 2", "2 of at most 2", "failed_batch_4.npz")
     require(framework.steps(workdir)[-1] == STEPS, "it did not reach its end")
-    contents = framework.contents(workdir, STEPS)
+    with dropped(TrainIterator, 4, 9):
+        framework.run(framework.scratch / "without", allowed).must(0)
+    contents = framework.contents(framework.scratch / "without", STEPS)
+    must_equal(framework.contents(workdir, STEPS), contents)
     require(int(contents["position"]) == (STEPS + 2) * 8, f"position {contents['position']}")
     # Stopped and continued in the middle, the count goes on.
     again = framework.scratch / "skipped_again"
