@@ -254,7 +254,8 @@ def test_a_tar_that_is_gone_from_a_store_gives_bad_images_at_once(index):
 
 def test_a_part_of_an_image_is_not_the_image(index, monkeypatch):
     undisturbed, _ = trained_on(of_store(index))
-    whole, cut = Flaky.cat_file, [100, 1]
+    # The larger cut leaves less than the header.
+    whole, cut = Flaky.cat_file, [400, 1]
 
     def cat_file(self, path, start=None, end=None, **_):
         # The beginnings of tars are looked at when they are opened.

@@ -75,11 +75,10 @@ def read_member(path: str, start: int, size: int, header_crc: int) -> bytes | No
       OSError: it cannot be read, or a store sent a part of it.
     """
     data = storage.read_range(path, start - BLOCK, BLOCK + size)
-    if zlib.crc32(data[:BLOCK]) != header_crc:
-        return None
-    if len(data) < BLOCK + size and storage.is_url(path):
+    if len(data) < BLOCK + size and storage.is_url(path) and storage.file_info(path).size >= start + size:
         raise _partial(path, len(data), BLOCK + size)
-    return data[BLOCK:] if len(data) == BLOCK + size else None
+    same = len(data) == BLOCK + size and zlib.crc32(data[:BLOCK]) == header_crc
+    return data[BLOCK:] if same else None
 
 
 def _partial(path: str, found: int, expected: int) -> OSError:
