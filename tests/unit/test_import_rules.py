@@ -21,7 +21,7 @@ FORBIDDEN = {
 LAYERS = (
     {"quantizers", "losses", "kernels", "npu_optimizer"},
     {"sharding", "device"},
-    {"optim"},
+    {"optim", "code_usage"},
     {"models"},
     {"quantization"},
     {"state"},
