@@ -292,7 +292,7 @@ def test_the_command(images, tmp_path, capsys):
     asked = []
     decode = ["--decode", output, "--output", str(tmp_path / "png"), "--max-images", "2"]
     assert run(build_parser("x", None).parse_args(decode), lambda *a: asked.append(a) or Corners()) == 0
-    assert asked == [("runs/tiny", "latest", None)]
+    assert asked == [("runs/tiny", "latest", None, True)]
     assert len(list((tmp_path / "png").rglob("*.png"))) == 2
     for arguments, message in (
         (["--output", output], "error: --checkpoint is missing"),
