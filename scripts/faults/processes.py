@@ -31,15 +31,6 @@ BOUND = 120
 """Seconds in which a run that lost a process must have ended."""
 
 
-def reference_of_commands(framework: Framework) -> Path:
-    """A run without fault as a command, for those whose parts are commands too."""
-    workdir = framework.scratch / "command_reference"
-    if not workdir.exists():
-        finish(framework.start(workdir)).must(0)
-        must_equal(framework.contents(workdir, STEPS), framework.contents(framework.reference(), STEPS))
-    return workdir
-
-
 def killed_in_training(framework: Framework, kills: int = 2, seed: int = 0) -> str:
     """SIGKILL at random instants of training, several times; then the run goes on to its end."""
     draw, workdir, seen = random.Random(seed), framework.scratch / "killed", list[int]()

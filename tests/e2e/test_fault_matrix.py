@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -12,6 +13,8 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 @pytest.fixture
 def matrix(monkeypatch):
     """The script as a module."""
+    # Else the script would say how many devices there are, for all tests after it as well.
+    assert len(jax.devices()) == 8
     monkeypatch.syspath_prepend(str(SCRIPTS))
     spec = importlib.util.spec_from_file_location("fault_matrix", SCRIPTS / "fault_matrix.py")
     module = importlib.util.module_from_spec(spec)
