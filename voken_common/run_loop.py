@@ -12,6 +12,7 @@ import numpy as np
 from voken_common.checkpoints import Progress
 from voken_common.collapse import CodeUse, CollapseWatch
 from voken_common.config import AnyConfig
+from voken_common.data.errors import DataError
 from voken_common.health import INPUT_ADVICE, Heartbeat, InputWatch
 from voken_common.profiling import Profiler
 from voken_common.run_log import RunLog
@@ -64,6 +65,7 @@ class Hooks:
         stops: whether to stop after a step, agreed by all processes.
         profiler: traces some steps.
         first_process: whether this process speaks and writes.
+        alone: whether there is no other process that would have to agree.
     """
 
     validate: Callable[[RunLog, int], dict[str, float]]
@@ -71,6 +73,7 @@ class Hooks:
     stops: Callable[[int], bool]
     profiler: Profiler
     first_process: bool
+    alone: bool
 
 
 class RunLoop:
@@ -99,7 +102,7 @@ class RunLoop:
         )
         self._heartbeat = Heartbeat(workdir, config.health, config.training.batch_size, hooks.first_process)
         self._watch = InputWatch(config.health, INPUT_ADVICE)
-        self._reached = steps.number
+        self._reached = self._saved = steps.number
 
     def to_the_end(self) -> dict[str, float] | None:
         """Train; the metrics of the validation at the last step, or None for a run that was stopped before."""
@@ -108,8 +111,7 @@ class RunLoop:
             # What is left of an earlier run would look like a loop that hangs while the first step is compiled.
             self._heartbeat.beat(steps.number, "starting")
             while steps.number < self._task.total_steps:
-                with self._watch.waiting():
-                    batch = next(self._batches)
+                batch = self._next_batch()
                 profiler.before_step()
                 steps.take(batch)
                 self._log.advance()
@@ -129,6 +131,21 @@ class RunLoop:
                     return None
             self._heartbeat.beat(steps.number, "finished")
         return validated
+
+    def _next_batch(self) -> Any:
+        """The next batch; where none comes any more, the steps that were made are saved before the error goes on.
+
+        Of several processes the others are already waiting for this one's next step, and cannot save with it.
+        """
+        try:
+            with self._watch.waiting():
+                return next(self._batches)
+        except DataError:
+            if self._hooks.alone and self._steps.number > self._saved:
+                self._steps.settle()
+                self._save(self._steps.number, {})
+                self._log.message(f"step {self._steps.number} is saved before the run ends, for want of data")
+            raise
 
     def _due(self, number: int) -> bool:
         """Whether anything happens after a step."""
@@ -164,3 +181,4 @@ class RunLoop:
         self._heartbeat.beat(number, "saving")
         self._log.flush()
         self._hooks.save(validated, self._steps.progress())
+        self._saved = number

@@ -108,6 +108,7 @@ def _run(
             stops=stop.agreed,
             profiler=Profiler(folder, profile, lambda: jax.profiler.start_trace(str(folder)), _end_trace),
             first_process=jax.process_index() == 0,
+            alone=jax.process_count() == 1,
         )
         validated = RunLoop(task, steps, iterator, workdir, hooks).to_the_end()
     if first >= task.total_steps:

@@ -19,7 +19,7 @@ from voken_common.schema import Config
 from voken_torch.checkpoint import Checkpoints
 from voken_torch.device import Runtime
 from voken_torch.generator_task import GeneratorTask, open_tokens
-from voken_torch.sharding import any_process, check_config, process_index, wait_for_all
+from voken_torch.sharding import any_process, check_config, process_count, process_index, wait_for_all
 from voken_torch.steps import Steps
 from voken_torch.task import Task, tell
 from voken_torch.tokenizer_task import TokenizerTask, open_images
@@ -117,6 +117,7 @@ def _run(
             stops=lambda _: any_process(stop.requested, task.runtime.device),
             profiler=Profiler(workdir / FOLDER, profile, trace.start, end_trace),
             first_process=process_index() == 0,
+            alone=process_count() == 1,
         )
         validated = RunLoop(task, steps, iterator, workdir, hooks).to_the_end()
     if first >= task.total_steps:

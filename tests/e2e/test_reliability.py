@@ -18,6 +18,7 @@ from tests.e2e.tiny import quantized_by, write
 from tests.e2e.tiny_generator import generator_config, write_shards
 from voken_common.checkpoints import Progress
 from voken_common.config import load_config
+from voken_common.data.errors import ReadError
 from voken_common.data.pipeline import TrainIterator
 from voken_common.data.token_pipeline import TokenIterator
 from voken_common.errors import CheckpointError, DamagedError, NonFiniteError
@@ -95,6 +96,28 @@ def test_means_go_on_where_a_stop_interrupted_them(framework, undisturbed, tmp_p
     assert parts == whole
     assert_same_end(framework, tmp_path / "parts", expected, config)
     assert json.loads((tmp_path / "parts" / "heartbeat.json").read_text())["phase"] == "finished"
+
+
+@SLOW_IN_JAX
+def test_data_that_fails_for_good_costs_no_step(framework, undisturbed, tmp_path, monkeypatch):
+    expected, config, _ = undisturbed(framework)
+    train, original, workdir = TRAINERS[framework].train, TrainIterator.__next__, tmp_path / "run"
+
+    def failing(iterator):
+        if iterator.position == 2 * config.training.batch_size:
+            iterator.close()
+            raise ReadError("the store is gone")
+        return original(iterator)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainIterator, "__next__", failing)
+        with pytest.raises(ReadError, match="the store is gone"):
+            train(config, workdir)
+    checkpoint = CHECKPOINTS[framework]
+    assert checkpoint.read_meta(checkpoint.find_step(workdir)).step == 2
+    assert json.loads((workdir / "heartbeat.json").read_text())["phase"] == "failed"
+    train(config, workdir)
+    assert_same_end(framework, workdir, expected, config)
 
 
 @SLOW_IN_JAX

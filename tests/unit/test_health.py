@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from voken_common.checkpoints import Progress
+from voken_common.data.errors import DataError
 from voken_common.errors import CheckpointError, NonFiniteError, WorkdirError
 from voken_common.health import (
     Heartbeat,
@@ -57,29 +58,56 @@ def test_heartbeat_says_where_the_run_is(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["heartbeat.json"]
 
 
-def test_a_run_shows_itself_before_its_first_step(tmp_path):
-    phases = []
+class FakeSteps:
+    """Steps that train nothing."""
 
-    class OneStep:
-        number = 0
+    def __init__(self, seen):
+        self.number, self._seen = 0, seen
 
-        def take(self, batch):
-            phases.append((beats(tmp_path)["step"], beats(tmp_path)["phase"], batch))
-            self.number = 1
+    def take(self, batch):
+        self._seen(batch)
+        self.number += 1
 
-        settle, means, progress, code_use = lambda _: False, lambda _: {}, lambda _: Progress(), lambda _: None
+    settle, means, progress, code_use = lambda _: False, lambda _: {}, lambda _: Progress(), lambda _: None
 
+
+def loop(workdir, batches, seen=lambda _: None, total=1, save=lambda *_: None, alone=True):
     every = types.SimpleNamespace(every=10)
     training = types.SimpleNamespace(batch_size=4, log_every=10)
     config = types.SimpleNamespace(training=training, validation=every, checkpoint=every, health=HealthConfig())
     task = types.SimpleNamespace(
-        config=config, total_steps=1, shown=(), rates={}, validates=False, logged=lambda means, _: means
+        config=config, total_steps=total, shown=(), rates={}, validates=False, logged=lambda means, _: means
     )
-    profiler = Profiler(tmp_path, 0, lambda: None, lambda: None)
-    hooks = Hooks(lambda *_: {}, lambda *_: None, lambda _: False, profiler, first_process=True)
-    assert RunLoop(task, OneStep(), iter(["batch"]), tmp_path, hooks).to_the_end() == {}
+    profiler = Profiler(workdir, 0, lambda: None, lambda: None)
+    hooks = Hooks(lambda *_: {}, save, lambda _: False, profiler, first_process=True, alone=alone)
+    return RunLoop(task, FakeSteps(seen), batches, workdir, hooks).to_the_end()
+
+
+def test_a_run_shows_itself_before_its_first_step(tmp_path):
+    phases = []
+
+    def seen(batch):
+        phases.append((beats(tmp_path)["step"], beats(tmp_path)["phase"], batch))
+
+    assert loop(tmp_path, iter(["batch"]), seen) == {}
     assert phases == [(0, "starting", "batch")]
     assert (beats(tmp_path)["step"], beats(tmp_path)["phase"]) == (1, "finished")
+
+
+@pytest.mark.parametrize(
+    ("good", "alone", "saved"), [(3, True, 1), (3, False, 0), (0, True, 0), (10, True, 1)], ids=str
+)
+def test_steps_are_saved_before_data_that_fails_ends_a_run_alone(tmp_path, good, alone, saved):
+    def batches():
+        yield from range(good)
+        raise DataError("no more")
+
+    saves = []
+    with pytest.raises(DataError, match="no more"):
+        loop(tmp_path, batches(), total=99, save=lambda *_: saves.append(1), alone=alone)
+    # The tenth step is saved anyway.
+    assert len(saves) == saved
+    assert beats(tmp_path)["phase"] == "failed"
 
 
 def test_heartbeat_that_cannot_be_written_is_told_once(tmp_path, caplog):
