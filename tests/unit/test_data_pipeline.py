@@ -13,6 +13,7 @@ from PIL import Image
 
 from voken_common.data import pipeline, transforms
 from voken_common.data.bad_images import BadImageLimit
+from voken_common.data.decode import decode_image
 from voken_common.data.errors import DataError, TooManyBadImagesError
 from voken_common.data.photographs import Photographs
 from voken_common.data.pipeline import build_train_iterator, build_validation_batches, steps_per_epoch
@@ -259,15 +260,24 @@ def test_reduced_jpeg_decoding_is_an_option_and_close(tmp_path):
 @pytest.mark.parametrize("resize", ["pil", "cv2", "none"])
 def test_resizing_the_crop_only_is_an_option_and_close(tmp_path, resize):
     rng = np.random.default_rng(0)
-    for i in range(4):
-        Image.fromarray(rng.integers(0, 256, (64 + i, 97, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
-    plain, cut = (
-        take(config(tmp_path, resize=resize, resize_crop_only=on), 5, batch_size=4)[0] for on in (False, True)
-    )
+    # Two are smaller than the crop, so that `none` enlarges them.
+    for i, height in enumerate((77, 79, 140, 141)):
+        Image.fromarray(rng.integers(0, 256, (height, 200, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    ways = (config(tmp_path, resize=resize, resize_crop_only=on, flip=False, image_size=128) for on in (False, True))
+    plain, cut = (take(way, 3, batch_size=4)[0] for way in ways)
     difference = np.abs(joined(plain, "image") - joined(cut, "image")) * 127.5
     assert difference.max() < 1.01
-    assert (difference > 0).mean() < 0.005
-    assert (difference > 0).any() == (resize == "pil")
+    assert (difference > 0).mean() < 0.02
+    assert (difference > 0).any() == (resize != "cv2")
+    decoded = (decode_image(tmp_path / f"{i}.png") for i in range(4))
+    whole = [transforms.resize_short_side(image, 128, resize) for image in decoded]
+    for image in (joined(plain, "image") * 127.5 + 127.5).round().astype(np.uint8):
+        assert any(
+            (image == other[top : top + 128, left : left + 128]).all()
+            for other in whole
+            for top in range(other.shape[0] - 128 + 1)
+            for left in range(other.shape[1] - 128 + 1)
+        ), "with the option off a crop is one of the resized image"
 
 
 def test_resizing_the_crop_only_leaves_nothing_to_cache(folder):

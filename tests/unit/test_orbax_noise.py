@@ -47,8 +47,9 @@ def test_threads_that_raise_what_they_log(heard, caplog):
         "[thread=array_type_handler] _SignalingThread.run() raised an exception: no space",
         logging.getLogger("absl"),
     )
-    log.handle(log.makeRecord("absl", logging.ERROR, "site-packages/orbax/checkpoint/futures.py", 1, text, (), None))
-    log.handle(log.makeRecord("absl", logging.ERROR, "site-packages/orbax/checkpoint/futures.py", 1, "slow disk", (), None))
+    origin = "site-packages/orbax/checkpoint/futures.py"
+    for told in (text, "slow disk"):
+        log.handle(log.makeRecord("absl", logging.ERROR, origin, 1, told, (), None))
     assert text not in caplog.text
     assert "slow disk" in caplog.text
 

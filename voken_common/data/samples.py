@@ -72,7 +72,7 @@ class SampleLoader:
             whole, label = self.resized(index)
             return transforms.crop(whole, size, place), label
         image, label = self._decoded(index)
-        if isinstance(image, Image.Image) and (convention != "pil" or self.config.resize_crop_only):
+        if isinstance(image, Image.Image) and (convention == "cv2" or self.config.resize_crop_only):
             return transforms.resize_pillow_crop(image, size, convention, place), label
         return transforms.crop(self._whole(image), size, place), label
 

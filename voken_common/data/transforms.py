@@ -95,8 +95,8 @@ def resize_pillow_crop(
 ) -> UInt8[np.ndarray, "s s 3"]:
     """`resize_pillow_image` and a square of it, without computing what the crop leaves out.
 
-    By `cv2` and `none` the very same pixels; by `pil` about one value in a thousand differs by one of 255 grey levels,
-    since Pillow takes the place of the crop in single precision.
+    By `cv2` the very same pixels. Where Pillow resizes, which takes the place of the crop in single precision, about
+    one value in a thousand of a photograph differs by one of 255 grey levels.
 
     Args:
       image, size, convention: as of `resize_short_side`.
