@@ -186,11 +186,14 @@ def processor_seconds(pids: set[int]) -> float:
 class Contender:
     """Something that gives batches, and the processes that it started for them."""
 
-    def __init__(self, start: Callable[[], Any]):
+    def __init__(self, start: Callable[[], Any], workers: int):
         before = children()
         self.batches = start()
         if not callable(self.batches):
             next(self.batches)
+            # The first batch may be there before the last worker is.
+            while len(children() - before) < workers:
+                time.sleep(0.1)
         self.pids = children() - before
 
     def take(self, skip: int, count: int, batch: int) -> tuple[float, float]:
@@ -246,18 +249,18 @@ def contend(args: argparse.Namespace, folder: Path) -> dict[str, list[tuple[floa
     skip = 4 * workers + 4
     results: dict[str, list[tuple[float, float]]] = {}
     # Forked, as on Linux it is by default, and before Grain has threads.
-    contenders = {"torch DataLoader": Contender(lambda: dataloader(paths, target, batch, workers))}
+    contenders = {"torch DataLoader": Contender(lambda: dataloader(paths, target, batch, workers), workers)}
     spawn = multiprocessing.get_context("spawn")
     with spawn.Pool(workers, keep_freed_memory) as full, spawn.Pool(workers, keep_freed_memory) as scaled:
         for name, pool, side in (("decode", full, None), ("decode to target", scaled, target)):
-            contenders[name] = Contender(lambda pool=pool, side=side: decoding(paths, batch, pool, side))
+            contenders[name] = Contender(lambda pool=pool, side=side: decoding(paths, batch, pool, side), workers)
             contenders[name].pids = {process.pid for process in pool._pool}  # type: ignore[attr-defined]
         for name, source in sources.items():
-            contenders[name] = Contender(lambda source=source: pipeline(source, target, batch, workers))
+            contenders[name] = Contender(lambda source=source: pipeline(source, target, batch, workers), workers)
         if args.fast:
             options = {"resize_crop_only": True, "reduced_jpeg_decode": True}
             contenders["pipeline, folder, fast"] = Contender(
-                lambda: pipeline(images, target, batch, workers, **options)
+                lambda: pipeline(images, target, batch, workers, **options), workers
             )
         for number in range(args.rounds + 1):
             for name, contender in contenders.items():
