@@ -15,14 +15,22 @@ from PIL import Image
 from tests.unit.tar_sets import numbers, write_set
 from voken_common.data import prepare, retry, storage, video
 from voken_common.data.array_records import system_error
+from voken_common.data.clips import ClipLoader
 from voken_common.data.errors import ImageDecodeError, ReadError
 from voken_common.data.files import FileSource
 from voken_common.data.pipeline import build_train_iterator, build_validation_batches
 from voken_common.data.retry import Patience, is_gone
-from voken_common.data.schema import DataConfig, ImageFolderConfig, TarConfig, TarSetConfig, TFDSConfig
+from voken_common.data.schema import (
+    DataConfig,
+    ImageFolderConfig,
+    TarConfig,
+    TarSetConfig,
+    TFDSConfig,
+    VideoFolderConfig,
+)
 from voken_common.data.tar_index import Fingerprint, TarIndex
 from voken_common.data.tfds_source import TFDSSource
-from voken_common.data.video import ClipReader
+from voken_common.data.video import ClipReader, VideoFolder
 
 COUNT = 9
 RECORD_ERROR = "pread() failed: Input/output error; reading /data/x-0.array_record; at byte 80356; Could not read from"
@@ -123,30 +131,61 @@ def test_an_outage_is_told_once_while_it_lasts_and_when_it_is_over(caplog, monke
     assert over.startswith("reading goes on after ")
 
 
-def test_threads_that_still_wait_end_with_the_first_that_gives_up():
-    patience, ended = Patience(0.2), []
+def test_an_attempt_that_takes_longer_than_is_waited_is_tried_again():
+    attempt, calls = failing(1, stale())
 
-    def wait():
-        with pytest.raises(ReadError):
-            patience.read(failing(10**9, stale())[0], lambda: "late.png")
-        ended.append(time.monotonic())
+    def slow():
+        time.sleep(0.2)
+        return attempt()
 
-    first = threading.Thread(target=wait)
-    first.start()
-    # As if this one had begun long after the first.
-    patience._seconds = 60.0
-    first.join(0.15)
-    late = threading.Thread(target=wait)
-    late.start()
-    patience._gave_up.set()
-    first.join(10)
+    assert Patience(0.1).read(slow, lambda: "large.tar") == "read"
+    assert len(calls) == 2
+    calls.clear()
+    attempt, calls = failing(10**9, stale())
+    with pytest.raises(ReadError, match="Tried 2 times in 0 s"):
+        Patience(0.1).read(slow, lambda: "large.tar")
+
+
+def given_up(patience, name="first.png"):
+    """The message with which a read that never succeeds is given up."""
+    with pytest.raises(ReadError) as caught:
+        patience.read(failing(10**9, stale())[0], lambda: name)
+    return str(caught.value)
+
+
+def test_threads_that_still_wait_end_with_the_first_that_gives_up(caplog):
+    patience, messages = Patience(0.4), []
+    late = threading.Thread(target=lambda: messages.append(given_up(patience, "late.png")))
+    begun = time.monotonic()
+    timer = threading.Timer(0.2, late.start)
+    timer.start()
+    messages.append(given_up(patience))
+    timer.join(10)
     late.join(10)
-    assert len(ended) == 2
+    assert time.monotonic() - begun < 0.6, "late.png alone would be waited for to 0.6 s"
+    first, second = messages
+    assert "(data.retry_seconds 0.4)" in first
+    assert second.startswith("late.png: cannot be read: ")
+    assert "(another read was given up; data.retry_seconds 0.4)" in second
+    # Told before the error is on its way to the user.
+    assert [record.getMessage() for record in caplog.records] == [first]
+    # One that the pool of threads had waiting ends as well, at its first failure.
+    assert "Tried 1 time in 0 s (another read was given up" in given_up(patience)
     # A store that is there again is waited for again.
     assert patience.read(lambda: 1, lambda: "a") == 1
     attempt, calls = failing(3, stale())
     assert patience.read(attempt, lambda: "a") == "read"
     assert len(calls) == 4
+
+
+def test_that_a_read_was_given_up_is_forgotten(monkeypatch):
+    monkeypatch.setattr(retry, "_REMEMBERED", 0.05)
+    patience = Patience(0.2)
+    given_up(patience)
+    time.sleep(0.1)
+    attempt, calls = failing(1, stale())
+    assert patience.read(attempt, lambda: "a.png") == "read"
+    assert len(calls) == 2
 
 
 def test_it_travels_to_worker_processes():
@@ -327,9 +366,59 @@ def test_a_folder_that_vanishes_as_a_whole_is_waited_for(folder, tmp_path):
     iterator = build_train_iterator(
         folder.model_copy(update={"retry_seconds": 0.1}), batch_size_per_process=3, seed=5, source=iterator.source
     )
-    with pytest.raises(ReadError, match=r"\.png: cannot be read: the folder .* is not there any more\. Tried"):
+    with pytest.raises(
+        ReadError, match=r"\.png: cannot be read: the folder .* is not there any more, or empty\. Tried"
+    ):
         next(iterator)
     away.rename(tmp_path)
+
+
+@pytest.fixture
+def tars(tmp_path):
+    """Tars in a folder of their own, and what is trained on."""
+    place = write_set(tmp_path / "set", (5, COUNT - 5)) / "webdataset"
+    assert prepare.main([str(tmp_path / "set"), "--output", str(tmp_path), "--workers", "0"]) == 0
+    return place, of_store(str(tmp_path / "set.index"))
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_the_folder_of_local_tars_is_waited_for_too(tars, empty):
+    place, data = tars
+    undisturbed, _ = trained_on(data)
+    iterator = build_train_iterator(data, batch_size_per_process=3, seed=5)
+    for tar in place.iterdir():
+        # As if others had been read since.
+        storage._handles.drop(str(tar))
+    away = place.with_name("unmounted")
+
+    def back():
+        if empty:
+            place.rmdir()
+        away.rename(place)
+
+    place.rename(away)
+    if empty:
+        place.mkdir()
+    threading.Timer(0.3, back).start()
+    found = [n for batch in itertools.islice(iterator, 6) for n in numbers(batch["image"])]
+    assert (found, iterator.bad_images) == (undisturbed, 0)
+    iterator.close()
+
+
+def test_the_folder_of_videos_is_waited_for_too(tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (folder / name).write_bytes(b"never read")
+    config = DataConfig(train=VideoFolderConfig(path=str(folder), frames=2), image_size=8, retry_seconds=0.1)
+    clips = ClipLoader(VideoFolder(config.train), config)
+    folder.rename(tmp_path / "unmounted")
+    with pytest.raises(ReadError, match=r"a\.mp4: cannot be read: the folder .*videos is not there any more, or empty"):
+        clips.clip(0, None)
+    (tmp_path / "unmounted").rename(folder)
+    (folder / "a.mp4").unlink()
+    with pytest.raises(ImageDecodeError, match=r"a\.mp4: cannot be read: No such file"):
+        clips.clip(0, None)
 
 
 def test_a_handle_that_went_stale_is_opened_anew(tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -45,18 +44,16 @@ class FileSource(ImageSource):
 
     def read(self, index: int) -> tuple[bytes, int]:
         """The file as it is, and its class."""
-        try:
-            with open(self.key(index), "rb") as file:
-                return file.read(), int(self._labels[index])
-        except FileNotFoundError as error:
-            if self.root.is_dir():
-                raise
-            # Not this file alone: a file system that is not mounted any more, and may be again.
-            raise OSError(errno.ENODEV, f"the folder {self.root} is not there any more") from error
+        with open(self.key(index), "rb") as file:
+            return file.read(), int(self._labels[index])
 
     def key(self, index: int) -> str:
         """Full path of the file."""
         return os.path.join(self.root, self._paths[index])
+
+    def folder(self, index: int) -> str:
+        """The root."""
+        return str(self.root)
 
     def order_fingerprint(self) -> int:
         """Of the names below the root, in their order: the same files may lie elsewhere."""

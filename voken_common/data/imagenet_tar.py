@@ -77,6 +77,10 @@ class ImageNetTar(ImageSource):
         folder = f"{self.classes[self._labels[index]]}.tar/" if self.classes else ""
         return f"{self.path}:{folder}{self._names[index]}"
 
+    def folder(self, index: int) -> str | None:
+        """That of the archive."""
+        return None if storage.is_url(self.path) else os.path.dirname(self.path)
+
     def order_fingerprint(self) -> int:
         """That of a folder to which the archive would be unpacked: one may take the place of the other."""
         if self._fingerprint is None:

@@ -20,6 +20,7 @@ from voken_common.data.errors import ImageDecodeError
 from voken_common.data.retry import Patience, reason
 from voken_common.data.schema import DataConfig
 from voken_common.data.sources import ImageSource
+from voken_common.data.storage import folder_expected
 
 T = TypeVar("T")
 
@@ -98,8 +99,13 @@ class SampleLoader:
 
     def _patiently(self, index: int, read: Callable[[], T]) -> T:
         """What a read of a sample gives; a sample that is gone is a bad one, a store that does not answer is not."""
+
+        def attempt() -> T:
+            with folder_expected(self.source.folder(index)):
+                return read()
+
         try:
-            return self._patience.read(read, lambda: self.source.key(index))
+            return self._patience.read(attempt, lambda: self.source.key(index))
         except OSError as error:
             raise ImageDecodeError(f"{self.source.key(index)}: cannot be read: {reason(error)}") from error
 

@@ -58,6 +58,10 @@ class ImageSource(abc.ABC):
     def describe(self) -> str:
         """One line for the log: what this is and how much of it."""
 
+    def folder(self, index: int) -> str | None:
+        """The local folder without which nothing that lies beside the sample can be read; None: there is no such."""
+        return None
+
     def image_index(self, index: int) -> int:
         """Number of the image that the sample is cut from; samples may share one."""
         return index

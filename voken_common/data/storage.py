@@ -112,6 +112,32 @@ def open_reading(path: str) -> IO[bytes]:
 
 
 @contextlib.contextmanager
+def folder_expected(folder: str | None) -> Iterator[None]:
+    """That a file is not there says nothing of the file if its whole folder is gone, or empty as an unmounted one is.
+
+    Args:
+      folder: a local one; None: nothing is expected.
+
+    Raises:
+      OSError: what was raised within, but ENODEV in place of FileNotFoundError where the folder is gone.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        if folder is None or _holds_files(folder):
+            raise
+        raise OSError(errno.ENODEV, f"the folder {folder} is not there any more, or empty") from error
+
+
+def _holds_files(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(True for _ in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+@contextlib.contextmanager
 def _store_errors(url: str) -> Iterator[None]:
     """What a store raises as OSError: some raise what the library below them raises.
 

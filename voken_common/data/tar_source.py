@@ -14,6 +14,7 @@ from voken_common.data.errors import DataError
 from voken_common.data.listing import some
 from voken_common.data.schema import TarConfig, TarSetConfig
 from voken_common.data.sources import ImageSource, Share
+from voken_common.data.storage import is_url
 from voken_common.data.tar_check import sample_key
 from voken_common.data.tar_index import TarIndex
 
@@ -80,6 +81,11 @@ class TarSource(ImageSource):
         """Path of the tar and name of the member."""
         tars, member = self._find(index)
         return f"{tars.tar_path(tars.tar_number(member))}:{tars.name(member)}"
+
+    def folder(self, index: int) -> str | None:
+        """Where the tars of its set are."""
+        location = self._find(index)[0].location
+        return None if is_url(location) else location
 
     def describe(self) -> str:
         """One line for the log."""

@@ -12,6 +12,7 @@ from voken_common.data.array_records import system_error
 from voken_common.data.errors import DataError, ImageDecodeError
 from voken_common.data.schema import TFDSConfig
 from voken_common.data.sources import ImageSource
+from voken_common.data.storage import is_url
 
 _ADVICE = """\
 Prepare it once, on any machine that has room, as files with random access:
@@ -64,6 +65,8 @@ class TFDSSource(ImageSource):
         if len(self._records) == 0:
             raise DataError(f"split {config.split!r} of the TFDS data set {config.name} is empty")
         self._fingerprint = _fingerprint(builder.info, config.split)
+        place = os.fspath(builder.data_path)
+        self._folder = None if is_url(place) else place
 
     def _check_features(self, features: Any) -> None:
         keys = {"image_key": self._config.image_key, "label_key": self._config.label_key}
@@ -103,6 +106,10 @@ class TFDSSource(ImageSource):
     def key(self, index: int) -> str:
         """Data set, split and index of the record."""
         return f"{self._config.name}/{self._config.split}[{index}]"
+
+    def folder(self, index: int) -> str | None:
+        """Where the data set is."""
+        return self._folder
 
     def describe(self) -> str:
         """One line for the log."""
