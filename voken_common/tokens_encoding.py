@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -208,15 +208,26 @@ class _Views:
         return transforms.random_flip(image, generator) if self._data.flip else image
 
 
-def _batches(views: _Views, todo: list[int], info: TokenInfo, encoding: Encoding) -> Any:
-    """An iterator over the batches of these shards, prepared ahead."""
+def _batches(
+    views: _Views, todo: list[int], info: TokenInfo, encoding: Encoding
+) -> Generator[dict[str, Any], None, None]:
+    """The batches of these shards, prepared ahead; to be closed.
+
+    Raises:
+        DataError: reading failed, or a worker process was killed.
+    """
     # Imported here: it loads JAX where that is installed.
-    from voken_common.data.order import grain, prefetched
+    from voken_common.data.order import grain, next_batch, prefetched
 
     ranges = [samples for number in todo for samples in _split(token_shards.samples_of(number, info), encoding)]
     size, workers = views._data.image_size, views._data.workers
     batches = grain.MapDataset.source(ranges).map(views.batch)
-    return iter(prefetched(batches, workers, encoding.batch_size * size * size * 3))
+    iterator = iter(prefetched(batches, workers, encoding.batch_size * size * size * 3))
+    try:
+        for _ in ranges:
+            yield next_batch(iterator)
+    finally:
+        iterator.close()
 
 
 def _split(samples: range, encoding: Encoding) -> Iterator[range]:

@@ -98,7 +98,7 @@ def test_a_worker_that_was_killed_is_told():
     with pytest.raises(DataError, match="Worker process was terminated unexpectedly with exit code -9") as caught:
         trained_in_a_worker("killed")
     assert "-9   the system killed it, mostly for want of memory: lower data.workers" in str(caught.value)
-    assert str(caught.value).endswith("The same command continues from the last checkpoint.")
+    assert str(caught.value).endswith("The same command continues from what it has saved last.")
 
 
 @pytest.mark.slow

@@ -3,14 +3,18 @@
 import hashlib
 import json
 import logging
+import os
+import signal
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.e2e.tiny import TINY, quantized_by
+from voken_common import tokens_encoding
 from voken_common.config import ConfigError, validate
 from voken_common.data.errors import DataError, TooManyBadImagesError
+from voken_common.data.photographs import Photographs
 from voken_common.data.schema import DataConfig
 from voken_common.data.token_shards import TokenShardSource
 from voken_common.pixels import from_uint8
@@ -71,6 +75,21 @@ def same_files(one, other):
 
 def pixels_of(images, key):
     return np.asarray(Image.open(images / key))
+
+
+class Killed(Photographs):
+    """A source that ends the process that reads it."""
+
+    def read(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_worker_that_was_killed_is_told(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens_encoding, "build_source", lambda _: Killed("all", crops=2))
+    with pytest.raises(DataError, match="Worker process was terminated unexpectedly with exit code -9") as caught:
+        encode(images, tmp_path, changes={"workers": 1})
+    assert str(caught.value).endswith("The same command continues from what it has saved last.")
 
 
 def test_ids_labels_and_keys(images, tmp_path):

@@ -35,7 +35,7 @@ _WORKER_DIED = """\
   -9   the system killed it, mostly for want of memory: lower data.workers or data.read_threads
   -7   shared memory is full: give the container more (docker run --shm-size), or lower data.workers
   -11  a file crashed its decoder: `python -X faulthandler` with --set data.workers=0 shows where
-The same command continues from the last checkpoint."""
+The same command continues from what it has saved last."""
 
 
 class Placement(NamedTuple):
@@ -116,16 +116,10 @@ class PositionedBatches(grain.DatasetIterator):
         self.start_prefetch()
         assert self._batches is not None
         try:
-            batch = self._finished(next(self._batches))
+            batch = self._finished(next_batch(self._batches))
         except DataError:
             self.close()
             raise
-        except RuntimeError as error:
-            # Grain has no type of its own for it.
-            if "Worker process was terminated" not in str(error):
-                raise
-            self.close()
-            raise DataError(_WORKER_DIED.format(error=str(error).split(". Search")[0])) from error
         self._position += self.batch_size * self._placement.process_count
         return batch
 
@@ -208,6 +202,22 @@ def prefetched(
     )
     options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_BATCHES_AHEAD)
     return read.mp_prefetch(options, worker_init_fn=initialize_training_worker)
+
+
+def next_batch(batches: grain.DatasetIterator) -> Any:
+    """The next one of an iterator over what `prefetched` gives.
+
+    Raises:
+        StopIteration: there are no more.
+        DataError: reading it failed, or a worker process was killed.
+    """
+    try:
+        return next(batches)
+    except RuntimeError as error:
+        # Grain has no type of its own for it.
+        if "Worker process was terminated" not in str(error):
+            raise
+        raise DataError(_WORKER_DIED.format(error=str(error).split(". Search")[0])) from error
 
 
 def _warn_if_shared_memory_is_small(workers: int, bytes_per_batch: int) -> None:
