@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,22 +79,26 @@ class GeneratorTask(Task):
 
     def step(self, batch: dict[str, np.ndarray]) -> Metrics:
         """One step of AdamW."""
-        return self.program(self.state, self.tokens(on_device(batch, self.runtime.device)))
+        return self.program(self.state, self.tokens(batch, on_device(batch, self.runtime.device)))
 
-    def tokens(self, batch: Batch) -> Batch:
+    def tokens(self, batch: Mapping[str, np.ndarray], tensors: Batch) -> Batch:
         """Tokens (B, T, S), labels (B,) and, if the batch has one, its mask; images are encoded.
+
+        Args:
+            batch: on the host, where its labels are checked: reading them from the device would wait for it.
+            tensors: the same on the device.
 
         Raises:
             DataError: a label that the model has no class for.
         """
         from voken_common.data.generator_data import require_known_classes
 
-        if "image" not in batch:
-            return batch
+        if "image" not in tensors:
+            return tensors
         assert self.tokenizer is not None
-        require_known_classes(self.config, int(batch["label"].max()))
-        tokens = {"tokens": self.tokenizer.encode(batch["image"]), "labels": batch["label"]}
-        return tokens | {name: batch[name] for name in batch.keys() & {"mask"}}
+        require_known_classes(self.config, int(batch["label"].max(initial=0)))
+        tokens = {"tokens": self.tokenizer.encode(tensors["image"]), "labels": tensors["label"]}
+        return tokens | {name: tensors[name] for name in tensors.keys() & {"mask"}}
 
     def logged(self, means: dict[str, float], number: int) -> dict[str, float]:
         """The means, perplexities of the mean losses, learning rate and weight decay."""
@@ -120,7 +124,7 @@ class GeneratorTask(Task):
 
     def _held_out_batches(self) -> Iterator[Batch]:
         assert self.held_out is not None
-        return (self.tokens(tensors) for _, tensors in one_ahead(self.held_out.batches, self.runtime.device))
+        return (self.tokens(batch, tensors) for batch, tensors in one_ahead(self.held_out.batches, self.runtime.device))
 
     def _show(self, network: Factorized | Adaptive, log: RunLog, number: int) -> None:
         pictures = self.config.validation.pictures
