@@ -106,7 +106,11 @@ def test_files_without_checksums_and_those_of_other_writers_load(tmp_path):
     # With the checksums, in an order of its own.
     safetensors.torch.save_file(tensors, path, metadata)
     assert_as_written(*read_safetensors(path))
+    # As voken wrote them before there were checksums.
     del metadata["crc32"]
+    about = json.loads(metadata["voken"])
+    del about["checksums"]
+    metadata["voken"] = json.dumps(about)
     safetensors.torch.save_file(tensors, path, metadata)
     assert_as_written(*read_safetensors(path))
     flip(path, "decoder.wide")
@@ -122,6 +126,37 @@ def test_damaged_checksums_are_told(tmp_path, text):
     safetensors.torch.save_file(safetensors.torch.load_file(path), path, metadata | {"crc32": text})
     with pytest.raises(DamagedError, match="is damaged: "):
         read_safetensors(path)
+
+
+@pytest.mark.parametrize("without", [(), ("decoder.wide",)])
+def test_checksums_that_are_not_found_are_damage(tmp_path, without):
+    """One changed bit in the name of the entry must not turn verification off."""
+    path = write(tmp_path / "x.safetensors")
+    content = path.read_bytes()
+    assert content.count(b'"crc32":') == content.count(b'"voken":') == 1
+    for old, new, message in (
+        (b'"crc32":', b'"brc32":', "the checksums that were written into it are not there"),
+        (b'"voken":', b'"woken":', "the configuration or the list of tensors"),
+    ):
+        path.write_bytes(content.replace(old, new))
+        for name in without:
+            flip(path, name)
+        with pytest.raises(DamagedError, match=message):
+            read_file(path)
+        with pytest.raises(DamagedError, match=message):
+            read_safetensors(path)
+        assert read_file(path, verify=False).weights
+    path.write_bytes(content.replace(b'"crc32":', b'"brc32":'))
+    assert read_safetensors(path, verify=False)[0] == META
+
+
+def test_a_configuration_without_checksums_that_cannot_be_read_is_damage(tmp_path):
+    path = tmp_path / "x.safetensors"
+    safetensors.numpy.save_file({"encoder.a": np.ones(2)}, path, {"voken": "{"})
+    with pytest.raises(DamagedError, match="the checksums that were written into it are not there"):
+        read_safetensors(path)
+    with pytest.raises(CheckpointError, match="the configuration in its metadata cannot be read"):
+        read_safetensors(path, verify=False)
 
 
 def test_mutated_files_are_an_error_or_right(tmp_path):

@@ -2,7 +2,8 @@
 
 The metadata entry `crc32` is a JSON object: the name of every tensor -> the CRC-32 of its bytes as they lie in the
 file, and `__metadata__`, which no tensor can be called, -> that of what the file says about itself (see `_about`).
-Other programs read such a file as any other. Files without the entry, from before it existed, are read as they are.
+The entry `voken` says that there are checksums, so that a file that has lost them is damaged. Other programs read such
+a file as any other. Files whose entry does not say so, from before it did, are read as they are if they have none.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from voken_common.errors import CheckpointError, DamagedError
 META_KEY = "voken"
 WEIGHTS_KEY = "weights"
 CHECKSUMS_KEY = "crc32"
+_EXPECTED = "checksums"
+"""Key within the entry `voken`: the name of the entry with the checksums."""
 _ABOUT = "__metadata__"
 _ADVICE = "Get the file again, or read it without verification if you must (--no-verify, verify=False)"
 _HEADER_LIMIT = 100_000_000
@@ -98,9 +101,26 @@ def read_raw(path: str | Path, *, verify: bool = True) -> tuple[dict[str, np.nda
         raise CheckpointError(
             f"{path} is not a safetensors file, or it is damaged or incomplete ({path.stat().st_size} bytes; {error})"
         ) from error
-    if verify and META_KEY in metadata and CHECKSUMS_KEY in metadata:
+    if verify and _has_checksums(metadata, path):
         _verify(arrays, metadata, path)
     return arrays, metadata
+
+
+def _has_checksums(metadata: Mapping[str, str], path: Path) -> bool:
+    """Whether voken wrote checksums into a file.
+
+    Raises:
+        DamagedError: it did, and they are no longer there.
+    """
+    if CHECKSUMS_KEY in metadata:
+        return META_KEY in metadata or f'"{_ABOUT}"' in metadata[CHECKSUMS_KEY]
+    try:
+        about = json.loads(metadata.get(META_KEY, "{}"))
+    except ValueError:
+        about = None
+    if not isinstance(about, dict) or _EXPECTED in about:
+        raise DamagedError(f"{path} is damaged: the checksums that were written into it are not there. {_ADVICE}")
+    return False
 
 
 def _verify(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], path: Path) -> None:
@@ -125,7 +145,7 @@ def _checksums(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) ->
 def _about(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
     """What a file says of itself, one after the other: configuration, set of weights, types and shapes by name."""
     layout = {name: [array.dtype.name, *array.shape] for name, array in arrays.items()}
-    return metadata[META_KEY] + metadata.get(WEIGHTS_KEY, "") + json.dumps(layout, sort_keys=True)
+    return metadata.get(META_KEY, "") + metadata.get(WEIGHTS_KEY, "") + json.dumps(layout, sort_keys=True)
 
 
 def _bytes(array: np.ndarray) -> memoryview:
@@ -137,13 +157,17 @@ def read_metadata(metadata: Mapping[str, str], origin: str) -> tuple[Meta | None
     """What voken wrote into a file's metadata; None where somebody else wrote the file.
 
     Raises:
-        CheckpointError, ConfigError: it was written by another version.
+        CheckpointError, ConfigError: it was written by another version, or is damaged.
     """
     if META_KEY not in metadata:
         return None, None
     label = metadata.get(WEIGHTS_KEY)
     weights: Weights | None = "ema" if label == "ema" else "raw" if label == "raw" else None
-    return Meta.from_dict(json.loads(metadata[META_KEY]), origin), weights
+    try:
+        about = json.loads(metadata[META_KEY])
+    except ValueError as error:
+        raise CheckpointError(f"{origin}: the configuration in its metadata cannot be read ({error})") from error
+    return Meta.from_dict(about, origin), weights
 
 
 def write_safetensors(file: IO[bytes], arrays: Mapping[str, np.ndarray], meta: Meta, weights: Weights) -> None:
@@ -163,7 +187,7 @@ def write_safetensors(file: IO[bytes], arrays: Mapping[str, np.ndarray], meta: M
         raise CheckpointError(f"safetensors has no type for {unknown}; it has {', '.join(_NAMES)}")
     # The widest types first keep every tensor aligned.
     ordered = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
-    about = {"format": "pt", META_KEY: json.dumps(meta.to_dict()), WEIGHTS_KEY: weights}
+    about = {"format": "pt", META_KEY: json.dumps(meta.to_dict() | {_EXPECTED: CHECKSUMS_KEY}), WEIGHTS_KEY: weights}
     about[CHECKSUMS_KEY] = json.dumps(_checksums(arrays, about), separators=(",", ":"))
     header: dict[str, Any] = {"__metadata__": about}
     position = 0
