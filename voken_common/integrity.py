@@ -57,14 +57,19 @@ def forget_cached(place: Path) -> None:
 
     What was just written is still in memory, and the disk may hold something else. Where a system cannot do so (it has
     no such call, or the files are on another machine), the next read may still be from memory.
+
+    Raises:
+        OSError: a file cannot be opened, or its bytes cannot be brought to the disk: what is read of it next may be the
+            good copy in memory of what the disk has damaged or lost.
     """
     if not hasattr(os, "posix_fadvise"):
         return
     for path in [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]:
-        with contextlib.suppress(OSError), path.open("rb") as file:
+        with path.open("rb") as file:
             # Pages that are not on the disk yet cannot be given up.
             os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def crc32_of_extents(folder: Path, extents: Iterable[Extent]) -> int:

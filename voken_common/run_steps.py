@@ -30,6 +30,9 @@ from voken_common.schema import CheckpointConfig
 
 logger = logging.getLogger("voken")
 
+_DROPPED = ".dropped.part"
+"""End of the name of a folder that is being removed; `remove_half_written` knows it by its last part."""
+
 Result = TypeVar("Result")
 Gather = Callable[[Any], list[Any]]
 """Called by all processes with what they hold; what the others hold, in order, and nothing where there is one."""
@@ -73,6 +76,7 @@ class RunSteps:
         self._folder, self._config, self._files = folder, config, files
         self._first, self._gather = index == 0, gather
         self._found: tuple[int | None, list[int]] | None = None
+        self._damaged: set[int] = set()
 
     def latest(self) -> int | None:
         """The newest step on disk that is not damaged, or None; damaged ones after it are told. All processes call it.
@@ -128,43 +132,62 @@ class RunSteps:
         if not self._first:
             return
         places = self._files.steps_in(self._folder)
-        try:
-            for step in self._droppable(places):
-                _remove(places[step])
-        except OSError as error:
-            logger.warning("an old step could not be removed from %s (%s); the run goes on", self._folder, error)
+        # What could not be removed whole before is tried again.
+        begun = sorted(self._folder.glob(f"*{_DROPPED}"))
+        for place in begun + [places[step] for step in self._droppable(places)]:
+            # One that stays must not keep the others.
+            try:
+                _remove(place)
+            except OSError as error:
+                logger.warning(
+                    "an old step could not be removed from %s: %s (%s); the run goes on",
+                    self._folder,
+                    place.name,
+                    error,
+                )
 
     def _droppable(self, places: dict[int, Path]) -> list[int]:
         """Steps that need not be kept, once the newest of those that are kept is known to be good.
 
-        Damaged steps do not count as kept, so that as many good ones stay in their place: those that are visibly
-        damaged stay too, others are dropped when they are old.
+        Damaged steps do not count as kept, now or later, so that as many good ones stay in their place. Those that are
+        visibly damaged stay too; those that were found to be when they were read go when `keep_last` good ones are
+        newer.
         """
         metrics: dict[int, dict[str, float]] = {}
         for step, place in places.items():
-            if not self._files.visible(place):
-                with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                if not self._files.visible(place):
                     metrics[step] = self._files.read_meta(place).metrics
-        while stale := set(metrics) - kept_steps(metrics, self._config):
-            newest = max(metrics)
-            found = self._verified(places[newest])
+        self._damaged &= places.keys()
+        while True:
+            good = {step: values for step, values in metrics.items() if step not in self._damaged}
+            last = sorted(good)[-self._config.keep_last :]
+            stale = set(good) - kept_steps(good, self._config)
+            if len(last) == self._config.keep_last:
+                stale |= {step for step in self._damaged & metrics.keys() if step < last[0]}
+            if not stale:
+                return []
+            found = self._verified(places[last[-1]])
             if not found:
                 return sorted(stale)
             logger.warning(
                 "step %d is damaged: %s. It does not count as kept, so older steps stay. If this happens again, look "
                 "at the disk and the memory of this machine",
-                newest,
+                last[-1],
                 listed(found),
             )
-            del metrics[newest]
-        return []
+            self._damaged.add(last[-1])
 
     def _verified(self, place: Path) -> list[str]:
         """What is wrong with a step as it lies on the disk; nothing is looked for where checksums are not wanted."""
         if not self._config.checksums:
             return []
-        forget_cached(place)
-        return self._files.problems(place)
+        try:
+            forget_cached(place)
+            return self._files.problems(place)
+        # The copy in memory may be good all the same: to read that would prove nothing.
+        except OSError as error:
+            return [f"it could not be brought to the disk and read from there ({error})"]
 
     def _look(self) -> tuple[int | None, list[int]]:
         """(newest good step, damaged ones after it)."""
@@ -181,10 +204,15 @@ class RunSteps:
 
 
 def _remove(place: Path) -> None:
-    """Remove a step; a run that is killed meanwhile leaves no part of it under its name."""
+    """Remove a step, or what an earlier removal left of one.
+
+    A run that is killed meanwhile leaves no part of it under its name.
+    """
     if not place.is_dir():
         place.unlink()
         return
-    gone = place.with_name(f"{place.name}.dropped.part")
-    os.replace(place, gone)
+    gone = place
+    if not place.name.endswith(_DROPPED):
+        gone = place.with_name(f"{place.name}{_DROPPED}")
+        os.replace(place, gone)
     shutil.rmtree(gone)

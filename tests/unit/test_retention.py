@@ -1,5 +1,6 @@
 """Old steps are dropped only when a newer one is known to be good as it lies on the disk, in both frameworks."""
 
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from tests.unit.test_checkpoint import open_iterator, state_of, tiny_config
-from voken_common import run_steps
+from voken_common import integrity, run_steps
 from voken_common.config import with_overrides
 from voken_common.errors import CheckpointError
 from voken_common.run_steps import RunSteps, StepFiles
@@ -149,8 +150,53 @@ def test_a_bit_that_flips_later_does_not_count_as_kept(opened, caplog):
     assert run.steps() == [2, 3, 4], "2 is the last good one: neither 3 nor 4 may take its place"
     assert run.good() == 2
     run.save(5)
-    assert run.steps() == [4, 5]
+    assert run.steps() == [3, 4, 5], "only the newest is read again, so nobody knows about 3; 4 keeps no place"
     assert run.good() == 5
+    run.save(6)
+    assert run.steps() == [5, 6]
+
+
+def test_a_step_found_damaged_does_not_count_at_later_saves_either(opened, caplog):
+    run = opened("checkpoint.keep_last=2", "checkpoint.keep_best=0")
+    run.save(1)
+    run.save(2)
+    run.save_damaged(3)
+    assert run.steps() == [1, 2, 3]
+    run.save(4)
+    assert run.steps() == [2, 3, 4], "two good ones, 2 and 4"
+    assert caplog.text.count("step 3 is damaged: ") == 1, "it is not read again"
+    run.save(5)
+    assert run.steps() == [4, 5], "3 is older than all that stay"
+
+
+def test_a_step_that_the_system_cannot_bring_to_the_disk_drops_nothing(opened, monkeypatch, caplog):
+    """Read again, it would come from memory, and be right there."""
+
+    def broken(_):
+        raise OSError(5, "Input/output error")
+
+    run = opened(*ONE)
+    run.save(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(integrity, "os", SimpleNamespace(**{**vars(os), "fsync": broken}))
+        run.save(2)
+        assert run.steps() == [1, 2]
+    told = "step 2 is damaged: it could not be brought to the disk and read from there ([Errno 5] Input/output error)."
+    assert told in caplog.text
+    run.save(3)
+    assert run.steps() == [3]
+
+
+def test_a_system_that_keeps_files_in_memory_is_no_damage(opened, monkeypatch, caplog):
+    def refused(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(integrity, "os", SimpleNamespace(**{**vars(os), "posix_fadvise": refused}))
+    run = opened(*ONE)
+    run.save(1)
+    run.save(2)
+    assert run.steps() == [2]
+    assert caplog.text == ""
 
 
 def test_with_one_step_kept_the_newest_is_verified_each_time(opened):
@@ -222,6 +268,32 @@ def test_an_old_step_that_cannot_be_removed_is_told(opened, monkeypatch, caplog)
     run.save(2)
     assert run.steps() == [1, 2]
     assert "an old step could not be removed from" in caplog.text
+
+
+def test_one_that_cannot_be_removed_does_not_keep_the_others(opened, monkeypatch, caplog):
+    run, remove = opened(*ONE), run_steps._remove
+
+    def refused(place):
+        if place.stem == "1":
+            raise PermissionError(13, "Permission denied")
+        remove(place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_steps, "_remove", refused)
+        for step in (1, 2, 3, 4):
+            run.save(step)
+        assert run.steps() == [1, 4]
+        assert "1 ([Errno 13] Permission denied)" in caplog.text.replace("1.pt", "1")
+    run.save(5)
+    assert run.steps() == [5], "it is tried again"
+
+
+def test_what_an_earlier_removal_left_is_removed(opened):
+    run = opened(*ONE)
+    run.save(1)
+    (run.folder / "checkpoints" / "1.dropped.part" / "part").mkdir(parents=True)
+    run.save(2)
+    assert run.steps() == [2]
 
 
 def test_a_kill_while_a_step_is_removed_leaves_no_part_of_it(opened, monkeypatch):
