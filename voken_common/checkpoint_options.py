@@ -1,4 +1,4 @@
-"""Options that every command has which reads a checkpoint."""
+"""Options of the commands that are given a checkpoint to read: all but training."""
 
 from __future__ import annotations
 

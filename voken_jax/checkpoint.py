@@ -153,7 +153,8 @@ class Checkpoints:
         if begins:
             del items["generator_ema"]
         arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
-        restored = dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)).items())
+        with readable(folder):
+            restored = dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)).items())
         iterator.set_state(data)
         iterator.start_prefetch()
         state = type(abstract)(**{"generator_ema": {}, **restored.pop("rest"), **restored})
@@ -266,7 +267,7 @@ def load_generator(step_folder: Path, abstract: dict[str, Any], weights: Weights
         name -> array, all on one device: without a place to go to, Orbax asks for the very devices of the run.
 
     Raises:
-        CheckpointError: that set is not there.
+        CheckpointError: that set is not there, or cannot be read.
     """
     there: list[Weights] = [kind for kind, item in ITEMS.items() if (step_folder / item).is_dir()]
     chosen: Weights = weights or (there[0] if there else "ema")
@@ -274,14 +275,36 @@ def load_generator(step_folder: Path, abstract: dict[str, Any], weights: Weights
         raise CheckpointError(f"{step_folder} holds no {ITEMS[chosen]}; it has {' and '.join(there) or 'no weights'}")
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in abstract.items()}
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(step_folder.absolute() / ITEMS[chosen], placed)
+    folder = step_folder.absolute() / ITEMS[chosen]
+    with readable(folder), ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(folder, placed)
+
+
+@contextlib.contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Around reading a step, or an item of one: what Orbax raises becomes an error that says which could not be read.
+
+    Raises:
+        CheckpointError: in place of any error; one that says what is wrong passes.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    # For damaged files Orbax raises all kinds, bare Exception among them, so nothing narrower catches them.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{folder} cannot be read ({type(error).__name__}: {reason}); it is damaged, or not of this model: use "
+            "another step"
+        ) from error
 
 
 def _lecam_entries(step_folder: Path) -> int:
     handler = ocp.PyTreeCheckpointHandler()
     try:
-        return handler.metadata(step_folder.absolute() / "rest").tree["lecam"]["real"].shape[0]
+        with readable(step_folder / "rest"):
+            return handler.metadata(step_folder.absolute() / "rest").tree["lecam"]["real"].shape[0]
     finally:
         handler.close()
 

@@ -15,6 +15,7 @@ from voken_common.config import with_overrides
 from voken_common.data.pipeline import build_train_iterator
 from voken_common.errors import CheckpointError, DamagedError
 from voken_jax.checkpoint import Checkpoints, find_step, load_generator, read_meta
+from voken_jax.conversion.orbax_step import read_step
 from voken_jax.integrity import step_problems
 from voken_jax.losses import LecamAverages
 from voken_jax.sharding import make_mesh
@@ -200,6 +201,49 @@ def test_only_the_asked_weights_are_read(run):
         assert len(loaded["conv.kernel"].devices()) == 1
     with pytest.raises(ValueError, match=r"conv\.extra"):
         load_generator(step, abstract | {"conv.extra": abstract["conv.bias"]})
+
+
+def test_what_is_left_out_of_a_damaged_step_is_read_or_an_error(run, tmp_path):
+    """As with --no-verify. Orbax raises bare Exception, KeyError and AttributeError for damage."""
+    step = shutil.copytree(run[0] / "checkpoints" / "4", tmp_path / "4")
+    abstract = {n: jax.ShapeDtypeStruct(w.shape, w.dtype) for n, w in state_of(0).generator.items()}
+    errors = []
+    for file in sorted(path for path in (step / "generator_ema").rglob("*") if path.is_file()):
+        whole = file.read_bytes()
+        for content in (whole[: len(whole) // 2], b"{}", b"[]", whole[: len(whole) // 4] + bytes([whole[-1] ^ 1])):
+            file.write_bytes(content)
+            for read in (lambda: load_generator(step, abstract), lambda: read_step(step, "ema")):
+                try:
+                    read()
+                except CheckpointError as error:
+                    errors.append(error)
+        file.write_bytes(whole)
+    assert all(f"{step / 'generator_ema'} cannot be read (" in str(error) for error in errors)
+    assert not all(isinstance(error.__cause__, ValueError | OSError) for error in errors), (
+        "some that commands do not expect"
+    )
+
+
+def test_a_training_state_that_lacks_a_part_is_told(run, tmp_path):
+    step = shutil.copytree(run[0] / "checkpoints" / "4", tmp_path / "4")
+    file = step / "rest" / "_METADATA"
+    content = json.loads(file.read_text())
+    del content["tree_metadata"]["('failure',)"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"4/rest cannot be read \(KeyError: 'failure'\); it is damaged"):
+        read_step(step)
+
+
+def test_training_does_not_go_on_from_a_damaged_step_without_checksums(tmp_path):
+    config = with_overrides(tiny_config(tmp_path), ["checkpoint.checksums=false"])
+    save_all(tmp_path, config)
+    place = tmp_path / "checkpoints" / "4" / "rest" / "_METADATA"
+    place.write_bytes(b"{}")
+    checkpoints, iterator = Checkpoints(tmp_path, config.checkpoint), open_iterator(config)
+    with pytest.raises(CheckpointError, match=r"checkpoints/4.* cannot be read \("):
+        checkpoints.restore(state_of(0), iterator)
+    iterator.close()
+    checkpoints.close()
 
 
 def test_steps_carry_checksums_of_files_and_arrays(run):

@@ -21,7 +21,7 @@ from voken_common.config import AnyConfig
 from voken_common.conversion.contents import Contents, Manifest, Moments, Training
 from voken_common.errors import CheckpointError
 from voken_common.generator_schema import GeneratorConfig
-from voken_jax.checkpoint import DATA_FILE, read_data, read_meta
+from voken_jax.checkpoint import DATA_FILE, read_data, read_meta, readable
 from voken_jax.integrity import seal
 from voken_jax.optim import DecayState, build_generator_optimizer, build_optimizer
 
@@ -50,7 +50,8 @@ def read_step(folder: Path, weights: Weights | None = None, training: bool = Tru
                 contents.dropped.append(f"{item}: not asked for")
     if (folder / REST).is_dir():
         if weights is None and training:
-            _read_rest(contents, _read_item(folder / REST))
+            with readable(folder / REST):
+                _read_rest(contents, _read_item(folder / REST))
             contents.data, contents.progress = read_data(folder), meta.progress
         else:
             contents.dropped.append("training state and position in the data: the target holds weights only")
@@ -86,14 +87,10 @@ def _read_item(folder: Path) -> dict[str, Any]:
     """All arrays of an item as they are, in NumPy: JAX would make 32 bits of 64."""
     handler = ocp.PyTreeCheckpointHandler()
     try:
-        metadata = handler.metadata(folder.absolute())
-        kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
-        return handler.restore(folder.absolute(), args=ocp.args.PyTreeRestore(restore_args=kinds))
-    # Orbax raises bare Exception for damaged arrays, so nothing narrower catches them.
-    except Exception as error:
-        raise CheckpointError(
-            f"{folder} cannot be read ({type(error).__name__}: {str(error)[:300]}); it is damaged, use another step"
-        ) from error
+        with readable(folder):
+            metadata = handler.metadata(folder.absolute())
+            kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
+            return handler.restore(folder.absolute(), args=ocp.args.PyTreeRestore(restore_args=kinds))
     finally:
         handler.close()
 
