@@ -28,7 +28,8 @@ def of(framework: Framework) -> Framework:
     found: Framework | None = getattr(framework, "generator", None)
     if found is None:
         scratch = framework.scratch / "generator"
-        scratch.mkdir()
+        # An earlier row may have made it and then failed: the next one shall tell the same cause, and not this folder.
+        scratch.mkdir(exist_ok=True)
         found = framework.generator = Framework(framework.name, scratch, _mapping(_shards(scratch / "tokens")))
     return found
 
