@@ -183,6 +183,15 @@ def processor_seconds(pids: set[int]) -> float:
     return total
 
 
+def wait_for_rest(patience: float = 60.0) -> None:
+    """Until no child works any more: who had the turn before still prepares batches for its next one."""
+    end, used = time.perf_counter() + patience, float("inf")
+    while used > 2 / _TICKS and time.perf_counter() < end:
+        before = processor_seconds(children())
+        time.sleep(0.3)
+        used = processor_seconds(children()) - before
+
+
 class Contender:
     """Something that gives batches, and the processes that it started for them."""
 
@@ -198,6 +207,7 @@ class Contender:
 
     def take(self, skip: int, count: int, batch: int) -> tuple[float, float]:
         """Images per second and processor milliseconds per image of `count` batches after the first `skip`."""
+        wait_for_rest()
         iterator = self.batches(skip + count) if callable(self.batches) else self.batches
         for _ in range(skip):
             next(iterator)
