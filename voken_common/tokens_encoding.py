@@ -18,13 +18,14 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from tqdm import tqdm
 
-from voken_common.data import token_shards, transforms
+from voken_common.data import token_folder, transforms
 from voken_common.data.bad_images import BadImage, BadImageLimit, BadImageLog
 from voken_common.data.errors import DataError, ImageDecodeError
 from voken_common.data.files import FileSource
 from voken_common.data.samples import SampleLoader
 from voken_common.data.schema import DataConfig
 from voken_common.data.sources import ImageSource, build_source
+from voken_common.data.token_shards import TokenShardWriter
 from voken_common.schema import Config, LFQConfig
 from voken_common.tokens import Record, TokenInfo, TokenizerInfo, split_ids
 
@@ -103,14 +104,14 @@ def encode_dataset(
         raise DataError("the source gives videos, and tokens are made of images: name a source of images")
     source = build_source(data.train)
     info = describe(tokenizer, data, source, encoding)
-    token_shards.start(output, info)
+    token_folder.start(output, info)
     log = BadImageLog(BadImageLimit(len(source), data.max_bad_fraction), consequence="left out")
-    finished = {n: shard for n in range(info.shards) if (shard := token_shards.read_shard(Path(output), n))}
+    finished = {n: shard for n in range(info.shards) if (shard := token_folder.read_shard(Path(output), n))}
     log.record(BadImage(sample // encoding.crops, why) for shard in finished.values() for sample, why in shard.bad)
     own = range(encoding.process_index, info.shards, encoding.process_count)
     todo = [number for number in own if number not in finished]
-    total = sum(len(token_shards.samples_of(number, info)) for number in own)
-    left = sum(len(token_shards.samples_of(number, info)) for number in todo)
+    total = sum(len(token_folder.samples_of(number, info)) for number in own)
+    left = sum(len(token_folder.samples_of(number, info)) for number in todo)
     with _progress(total, total - left, encoding) as bar:
         batches = _batches(_Views(source, data, encoding), todo, info, encoding)
         try:
@@ -119,7 +120,7 @@ def encode_dataset(
         finally:
             batches.close()
     _check_all(Path(output), info, source, data, encoding)
-    return token_shards.finish(output, info)
+    return token_folder.finish(output, info)
 
 
 def describe(tokenizer: EncodingTokenizer, data: DataConfig, source: ImageSource, encoding: Encoding) -> TokenInfo:
@@ -219,7 +220,7 @@ def _batches(
     # Imported here: it loads JAX where that is installed.
     from voken_common.data.order import grain, next_batch, prefetched
 
-    ranges = [samples for number in todo for samples in _split(token_shards.samples_of(number, info), encoding)]
+    ranges = [samples for number in todo for samples in _split(token_folder.samples_of(number, info), encoding)]
     size, workers = views._data.image_size, views._data.workers
     batches = grain.MapDataset.source(ranges).map(views.batch)
     iterator = iter(prefetched(batches, workers, encoding.batch_size * size * size * 3))
@@ -245,8 +246,8 @@ def _write_shard(
     log: BadImageLog,
     bar: tqdm[Any],
 ) -> None:
-    with token_shards.TokenShardWriter(output, number, info) as writer:
-        for samples in _split(token_shards.samples_of(number, info), encoding):
+    with TokenShardWriter(output, number, info) as writer:
+        for samples in _split(token_folder.samples_of(number, info), encoding):
             batch = next(batches)
             ids = tokenizer.encode(transforms.to_float(batch["image"]))
             tokens = split_ids(ids, info.vocabularies).reshape(len(ids), info.tokens, len(info.vocabularies))
@@ -262,7 +263,7 @@ def _write_shard(
 
 def _check_all(output: Path, info: TokenInfo, source: ImageSource, data: DataConfig, encoding: Encoding) -> None:
     """Every process counts its own bad images; together they may be too many."""
-    shards = [token_shards.read_shard(output, number) for number in range(info.shards)]
+    shards = [token_folder.read_shard(output, number) for number in range(info.shards)]
     bad = {sample // encoding.crops: why for shard in shards if shard is not None for sample, why in shard.bad}
     BadImageLimit(len(source), data.max_bad_fraction).check(BadImage(index, why) for index, why in bad.items())
 

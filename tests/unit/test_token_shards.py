@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from voken_common.data import retry, token_shards
+from voken_common.data import retry, token_folder
 from voken_common.data.errors import DataError, ReadError
 from voken_common.data.token_pipeline import build_token_batches, build_token_iterator
 from voken_common.data.token_shards import TokenShardSource, TokenShardWriter, write_token_shards
@@ -133,7 +133,7 @@ def test_what_an_interrupted_writer_left_is_removed(tmp_path):
     with TokenShardWriter(tmp_path, 0, info()) as writer:
         writer.add(next(records()))
     assert not list(tmp_path.glob("*.part"))
-    assert token_shards.read_shard(tmp_path, 0).records == 1
+    assert token_folder.read_shard(tmp_path, 0).records == 1
 
 
 def test_no_shards_there(tmp_path):
@@ -185,10 +185,21 @@ def test_a_shard_that_cannot_be_read_for_a_while_is_not_damaged(folder, monkeypa
     assert source[12]["key"] == "bild_ä_12.png"
     source = TokenShardSource(folder, retry_seconds=0.1)
     monkeypatch.setattr(source, "_reader", lambda *_: Broken())
-    with pytest.raises(
-        ReadError, match=r"shard-00001\.array_record, record 2: cannot be read: Stale file handle\."
-    ):
+    with pytest.raises(ReadError, match=r"shard-00001\.array_record, record 2: cannot be read: Stale file handle\."):
         source[12]
+
+
+def test_a_shard_that_is_gone_is_not_damaged(folder, copy, monkeypatch):
+    source = TokenShardSource(copy, retry_seconds=0.1)
+    (copy / "shard-00001.array_record").unlink()
+    with pytest.raises(DataError, match=r"shard-00001\.array_record, record 2: cannot be read: No such file") as caught:
+        source[12]
+    assert "emove" not in str(caught.value)
+    assert "run the same command again" in str(caught.value)
+    copy.rename(copy.with_name("unmounted"))
+    with pytest.raises(ReadError, match=r"record 2: cannot be read: the folder .* is not there any more, or empty\."):
+        source[12]
+    copy.with_name("unmounted").rename(copy)
 
 
 def test_batches_are_placed_ahead_and_counted_when_they_are_taken(folder):
@@ -216,17 +227,17 @@ def test_shards_of_two_tokenizers_are_refused(copy):
 
 
 def test_another_run_does_not_write_into_the_folder(copy):
-    token_shards.start(copy, info())
+    token_folder.start(copy, info())
     moved = TokenizerInfo(name="tiny", reference="elsewhere", fingerprint="a" * 64, config={})
-    token_shards.start(copy, info(tokenizer=moved))
+    token_folder.start(copy, info(tokenizer=moved))
     other = TokenizerInfo(name="tiny", reference="runs/tiny", fingerprint="b" * 64, config={})
     with pytest.raises(DataError, match=r"(?s)holds tokens of another run.*tokenizer: found aaa.*this run has bbb"):
-        token_shards.start(copy, info(tokenizer=other))
+        token_folder.start(copy, info(tokenizer=other))
     with pytest.raises(DataError, match=r"samples: found 23, this run has 24"):
-        token_shards.start(copy, info(samples=24))
+        token_folder.start(copy, info(samples=24))
     (copy / "tokens.json").unlink()
     with pytest.raises(DataError, match=r"holds shard-00000.array_record but no tokens.json"):
-        token_shards.start(copy, info())
+        token_folder.start(copy, info())
 
 
 def test_tokens_must_fit_the_generator(folder):

@@ -1,10 +1,6 @@
-"""Token shards: array_record files of tokens, labels and keys, with random access, and the JSON beside them.
+"""Token shards: array_record files of tokens, labels and keys, with random access.
 
-    FOLDER/tokens.json                what all shards share (`voken_common.tokens.TokenInfo`)
-    FOLDER/shard-00000.array_record   samples 0 to samples_per_shard - 1 of the source, in order
-    FOLDER/shard-00000.json           written last: a shard is finished when it is there (`ShardInfo`)
-
-What lies in a shard follows from its number alone, so neither interruptions nor the number of processes change it.
+How their folder is made up is in `voken_common.data.token_folder`.
 """
 
 from __future__ import annotations
@@ -21,16 +17,24 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int
-from pydantic import ValidationError
 
 from voken_common.data.array_records import array_record_module, system_error
 from voken_common.data.errors import DataError, ReadError
-from voken_common.data.retry import DEFAULT_SECONDS, Patience
+from voken_common.data.retry import DEFAULT_SECONDS, Patience, reason
 from voken_common.data.sources import spread_evenly
-from voken_common.files import replacing
+from voken_common.data.storage import folder_expected
+from voken_common.data.token_folder import (
+    finish,
+    read_info,
+    require_complete,
+    require_shard,
+    samples_of,
+    shard_files,
+    start,
+    write_json,
+)
 from voken_common.tokens import Record, ShardInfo, TokenInfo, decode_record, encode_record
 
-INFO_FILE = "tokens.json"
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 _READER_OPTIONS = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
 
@@ -97,7 +101,7 @@ class TokenShardWriter:
             fingerprint=self._info.tokenizer.fingerprint,
             bad=tuple(self._bad),
         )
-        _write_json(self._summary, summary)
+        write_json(self._summary, summary)
 
 
 class TokenShardSource:
@@ -115,10 +119,10 @@ class TokenShardSource:
         self.path = Path(path).expanduser()
         self._patience = Patience(retry_seconds)
         self.info = read_info(self.path)
-        _require_complete(self.path, self.info)
+        require_complete(self.path, self.info)
         self._ends = np.cumsum(self.info.sizes)
         for number, records in enumerate(self.info.sizes):
-            _require_shard(self.path, number, records, self.info)
+            require_shard(self.path, number, records, self.info)
         self._open()
 
     def __len__(self) -> int:
@@ -168,17 +172,22 @@ class TokenShardSource:
             return decode_record(data, self.info.vocabularies, self.info.tokens)
         except ReadError:
             raise
+        except OSError as error:
+            # What Patience passes on says nothing of what is in the file.
+            raise DataError(
+                f"{file}, record {position}: cannot be read: {reason(error)}. See that the folder is there and may be "
+                "read, then run the same command again; it continues from what it has saved last"
+            ) from error
         # array_record raises whatever its library says for damaged blocks, and gives nothing for some.
-        except (ValueError, RuntimeError, IndexError, OSError) as error:
+        except (ValueError, RuntimeError, IndexError) as error:
             raise DataError(
                 f"{file}, record {position}: damaged ({error}). Remove that file and run the encode command again: it "
                 "writes what is missing"
             ) from error
 
     def _records(self, shard: int, file: Path, position: int) -> list[bytes]:
-        reader = self._reader(shard, file)
         try:
-            records: list[bytes] = reader.read([position])
+            records: list[bytes] = self._reader(shard, file).read([position])
             return records
         except Exception as error:
             failed = system_error(error)
@@ -186,7 +195,8 @@ class TokenShardSource:
                 raise
             with self._lock:
                 self._readers.pop(shard, None)
-            raise failed from error
+            with folder_expected(str(self.path)):
+                raise failed from error
 
     def _reader(self, shard: int, file: Path) -> Any:
         with self._lock:
@@ -227,138 +237,3 @@ def write_token_shards(folder: str | Path, info: TokenInfo, records: Iterable[Re
     finished = finish(folder, info)
     assert finished is not None
     return finished
-
-
-def samples_of(number: int, info: TokenInfo) -> range:
-    """Numbers of the source's samples that a shard is for."""
-    first = number * info.samples_per_shard
-    return range(first, min(first + info.samples_per_shard, info.samples))
-
-
-def shard_files(folder: Path, number: int) -> tuple[Path, Path]:
-    """Records and summary of a shard."""
-    return folder / f"shard-{number:05d}.array_record", folder / f"shard-{number:05d}.json"
-
-
-def start(folder: str | Path, info: TokenInfo) -> None:
-    """Begin a data set, or make sure that the one begun there is this one.
-
-    Raises:
-        DataError: the folder holds other tokens; the message says in what they differ.
-    """
-    folder = Path(folder)
-    if not (folder / INFO_FILE).is_file():
-        if found := sorted(path.name for path in folder.glob("shard-*")):
-            raise DataError(f"{folder} holds {found[0]} but no {INFO_FILE}: remove what is there, or choose another")
-        _write_json(folder / INFO_FILE, info)
-        return
-    before, now = read_info(folder).identity(), info.identity()
-    differing = [f"  {key}: found {before.get(key)}, this run has {now[key]}" for key in now if before[key] != now[key]]
-    if differing:
-        raise DataError(
-            "\n".join(
-                [f"{folder} holds tokens of another run; choose another folder or repeat its command:", *differing]
-            )
-        )
-
-
-def finish(folder: str | Path, info: TokenInfo) -> TokenInfo | None:
-    """Mark the data set as complete if every shard is finished; whoever finishes last does it, twice does no harm.
-
-    Returns:
-        what `tokens.json` says now, or None while shards are missing.
-
-    Raises:
-        DataError: a shard of another tokenizer.
-    """
-    folder = Path(folder)
-    found = [read_shard(folder, number) for number in range(info.shards)]
-    shards = [shard for shard in found if shard is not None]
-    if len(shards) < info.shards:
-        return None
-    for number, shard in enumerate(shards):
-        _require_same_tokenizer(folder, number, shard, info)
-    complete = info.model_copy(
-        update={
-            "complete": True,
-            "records": sum(shard.records for shard in shards),
-            "classes": max(shard.largest_label for shard in shards) + 1,
-            "bad": sum(len(shard.bad) for shard in shards),
-            "sizes": tuple(shard.records for shard in shards),
-        }
-    )
-    _write_json(folder / INFO_FILE, complete)
-    return complete
-
-
-def read_info(folder: Path) -> TokenInfo:
-    """What a folder says about itself.
-
-    Raises:
-        DataError: no token shards there, or a damaged or newer `tokens.json`.
-    """
-    file = folder / INFO_FILE
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        names = sorted(path.name for path in folder.glob("*"))[:5] if folder.is_dir() else ["no such folder"]
-        raise DataError(
-            f"no token shards in {folder} (found: {', '.join(names) or 'an empty folder'}); expected {INFO_FILE} and "
-            "shard-*.array_record, as `python -m voken_jax.encode` writes them"
-        ) from None
-    try:
-        return TokenInfo.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DataError(
-            f"{file} is damaged, or of another version of voken ({where + ': ' if where else ''}{first['msg']})"
-        ) from error
-
-
-def read_shard(folder: Path, number: int) -> ShardInfo | None:
-    """What a shard says about itself; None unless it is finished and its file is as large as it says."""
-    file, summary = shard_files(folder, number)
-    try:
-        shard = ShardInfo.model_validate_json(summary.read_text(encoding="utf-8"))
-        return shard if file.stat().st_size == shard.size else None
-    except (OSError, ValidationError):
-        return None
-
-
-def _require_complete(folder: Path, info: TokenInfo) -> None:
-    if info.complete:
-        return
-    done = sum(read_shard(folder, number) is not None for number in range(info.shards))
-    raise DataError(
-        f"the tokens in {folder} are unfinished: {done} of {info.shards} shards; run the same encode command again, "
-        "it continues"
-    )
-
-
-def _require_shard(folder: Path, number: int, records: int, info: TokenInfo) -> None:
-    shard = read_shard(folder, number)
-    file, summary = shard_files(folder, number)
-    if shard is None:
-        size = f"{file.stat().st_size} bytes" if file.is_file() else "no file"
-        raise DataError(
-            f"{file} is missing or incomplete ({size}; {summary.name} says what it should be): run the encode command "
-            "again, it writes what is missing"
-        )
-    _require_same_tokenizer(folder, number, shard, info)
-    if shard.records != records:
-        raise DataError(f"{file} has {shard.records} records, {INFO_FILE} says {records}: it is of another data set")
-
-
-def _require_same_tokenizer(folder: Path, number: int, shard: ShardInfo, info: TokenInfo) -> None:
-    if shard.fingerprint != info.tokenizer.fingerprint:
-        raise DataError(
-            f"{folder} mixes shards of different tokenizers: {shard_files(folder, number)[0].name} is of tokenizer "
-            f"{shard.fingerprint[:12]}, {INFO_FILE} of {info.tokenizer.fingerprint[:12]} ({info.tokenizer.name}). "
-            "Encode each into a folder of its own"
-        )
-
-
-def _write_json(path: Path, value: TokenInfo | ShardInfo) -> None:
-    with replacing(path) as file:
-        file.write(json.dumps(value.model_dump(mode="json"), indent=1).encode())
