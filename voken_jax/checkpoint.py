@@ -285,11 +285,14 @@ def readable(folder: Path) -> Iterator[None]:
     """Around reading a step, or an item of one: what Orbax raises becomes an error that says which could not be read.
 
     Raises:
-        CheckpointError: in place of any error; one that says what is wrong passes.
+        CheckpointError: in place of any other error.
+        JaxRuntimeError: of a device.
     """
+    hush()
     try:
         yield
-    except CheckpointError:
+    # The latter are trouble of the devices, such as memory that does not suffice.
+    except (CheckpointError, jax.errors.JaxRuntimeError):
         raise
     # For damaged files Orbax raises all kinds, bare Exception among them, so nothing narrower catches them.
     except Exception as error:

@@ -1,8 +1,9 @@
-"""A write that fails is told once, by our own error: Orbax and TensorStore repeat it per array, with a trace each.
+"""A write or read that fails is told once, by our own error: Orbax and TensorStore repeat it per array, a trace each.
 
 Three places speak without being asked, when a disk is full: the thread of every array handler logs what it raises, and
 raises it too; asyncio logs the writes that nobody waited for any more; and TensorStore cannot report the others to an
-event loop that is closed by then. All of that is the one error which the call of Orbax raises.
+event loop that is closed by then. Of a damaged step, reads of further arrays fail when the first has been told, and
+Python reports each coroutine that ends so. All of that is the one error which the call of Orbax raises.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import functools
 import logging
 import os
 import sys
+from types import CoroutineType
 from typing import Any
 
 _REPEATED = {"absl": "_SignalingThread.run() raised an exception", "asyncio": "exception was never retrieved"}
 """Logger -> what stands in the records that only repeat."""
 _LATE = "Event loop is closed"
+_ORBAX = os.path.join("orbax", "checkpoint")
 
 
 class _OnlyNews(logging.Filter):
@@ -35,8 +38,9 @@ def hush() -> None:
     before = sys.unraisablehook
 
     def only_news(unraisable: Any) -> None:
-        error = unraisable.exc_value
-        if not (isinstance(error, RuntimeError) and str(error) == _LATE):
+        error, place = unraisable.exc_value, unraisable.object
+        late = isinstance(error, RuntimeError) and str(error) == _LATE
+        if not late and not (isinstance(place, CoroutineType) and _ORBAX in place.cr_code.co_filename):
             before(unraisable)
 
     sys.unraisablehook = only_news
@@ -49,4 +53,4 @@ def _is_of_orbax(record: logging.LogRecord) -> bool:
     while trace is not None:
         files.append(trace.tb_frame.f_code.co_filename)
         trace = trace.tb_next
-    return any(os.path.join("orbax", "checkpoint") in file for file in files)
+    return any(_ORBAX in file for file in files)

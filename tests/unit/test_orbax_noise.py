@@ -1,4 +1,4 @@
-"""What Orbax repeats of a write that failed is left out, and nothing else."""
+"""What Orbax repeats of a write or read that failed is left out, and nothing else."""
 
 import asyncio
 import logging
@@ -61,5 +61,17 @@ def test_reports_to_a_closed_loop(heard):
         try:
             call()
         except Exception as error:
-            sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+            sys.unraisablehook(types.SimpleNamespace(exc_value=error, object=None))
     assert [type(error) for error in heard] == [ZeroDivisionError]
+
+
+@pytest.mark.parametrize(("file", "told"), [("site-packages/orbax/checkpoint/x.py", 0), ("somebody/else.py", 1)])
+def test_reads_of_further_arrays(heard, file, told):
+    names = {}
+    exec(compile("async def read(): raise ValueError('damaged')", file, "exec"), names)
+    coroutine = names["read"]()
+    try:
+        coroutine.send(None)
+    except ValueError as error:
+        sys.unraisablehook(types.SimpleNamespace(exc_value=error, object=coroutine))
+    assert len(heard) == told
