@@ -150,8 +150,8 @@ class DataConfig(DataSection):
     """Decode a JPEG at 1/2, 1/4 or 1/8 of its size if that is still as large as needed: faster, but other pixels."""
     resize_crop_only: bool = False
     """In training compute only what the crop keeps of a resized image: faster, but by `pil` (and `none` where it
-    enlarges) about one value in a thousand differs by one grey level of 255. By `cv2` the pixels are the same, and it is
-    always done."""
+    enlarges) about one value in a thousand differs by one grey level of 255. By `cv2` the pixels are the same, and it
+    is always done."""
     workers: NonNegativeInt = 8
     """Grain worker processes of the training input; 0 decodes in threads of the main process."""
     read_threads: PositiveInt = 1
