@@ -220,7 +220,7 @@ def test_one_more_than_allowed_stops_and_can_be_replayed(framework, tmp_path, mo
         REPLAYS[framework].replay(config, tmp_path / "other", workdir / "failed_batch_4.npz")
 
 
-@FRAMEWORKS
+@SLOW_IN_JAX
 def test_damaged_steps_are_told_set_aside_and_written_again(framework, undisturbed, tmp_path, caplog):
     source, config, _ = undisturbed(framework)
     workdir = shutil.copytree(source, tmp_path / "run")
