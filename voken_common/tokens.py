@@ -187,11 +187,16 @@ def decode_record(data: bytes, vocabularies: Sequence[int], tokens: int) -> Reco
 
 
 def split_ids(ids: Int[np.ndarray, "*b"], vocabularies: Sequence[int]) -> Int32[np.ndarray, "*b S"]:
-    """Ids as sub-tokens: of two, the first takes the lowest bits (the first channels of an LFQ code)."""
-    ids = np.asarray(ids, np.int32)
-    if len(vocabularies) == 1:
-        return ids[..., None]
-    return np.stack([ids % vocabularies[0], ids // vocabularies[0]], -1)
+    """Ids as sub-tokens, those of `sub_tokens` side by side."""
+    return np.stack(sub_tokens(np.asarray(ids, np.int32), vocabularies), -1)
+
+
+def sub_tokens(ids: Any, vocabularies: Sequence[int]) -> list[Any]:
+    """The sub-tokens of ids, an array each: of two, the first takes the lowest bits (first channels of an LFQ code).
+
+    Works on integer arrays of NumPy and of either framework.
+    """
+    return [ids] if len(vocabularies) == 1 else [ids % vocabularies[0], ids // vocabularies[0]]
 
 
 def join_ids(tokens: Int[np.ndarray, "*b S"], vocabularies: Sequence[int]) -> Int32[np.ndarray, "*b"]:

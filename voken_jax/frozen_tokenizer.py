@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from voken_common.data.generator_data import require_fitting_tokenizer, require_same_tokenizer
 from voken_common.generator_schema import GeneratorConfig
-from voken_common.tokens import join_ids
+from voken_common.tokens import join_ids, sub_tokens
 from voken_jax.models.functional import Weights
 from voken_jax.quantization import encode_indices
 from voken_jax.sharding import batch_sharding, replicated
@@ -63,6 +63,4 @@ class FrozenTokenizer:
         model = self._network.bind(weights)
         ids = encode_indices(self.tokenizer.config.quantizer, model.encode(images), model.codebook)
         ids = ids.reshape(ids.shape[0], -1)
-        first = self._model.vocabularies[0]
-        parts = [ids] if len(self._model.vocabularies) == 1 else [ids % first, ids // first]
-        return jnp.stack(parts, axis=-1)
+        return jnp.stack(sub_tokens(ids, self._model.vocabularies), axis=-1)

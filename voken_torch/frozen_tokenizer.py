@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from voken_common.generator_schema import GeneratorConfig
-from voken_common.tokens import join_ids
+from voken_common.tokens import join_ids, sub_tokens
 from voken_torch.device import Runtime
 from voken_torch.tokenizer import Tokenizer
 
@@ -42,11 +42,8 @@ class FrozenTokenizer:
 
     def encode(self, images: Float[Tensor, "B H W 3"]) -> Int[Tensor, "B T S"]:
         """Tokens (int32) of images in [-1, 1], on the device: nothing waits for it."""
-        ids, vocabularies = self.tokenizer.encode(images.movedim(-1, 1)).flatten(1), self._model.vocabularies
-        # As `voken_common.tokens.split_ids`.
-        if len(vocabularies) == 1:
-            return ids[..., None]
-        return torch.stack([ids % vocabularies[0], ids // vocabularies[0]], -1)
+        ids = self.tokenizer.encode(images.movedim(-1, 1)).flatten(1)
+        return torch.stack(sub_tokens(ids, self._model.vocabularies), -1)
 
     def decode(self, tokens: Int[np.ndarray, "B T S"]) -> Float[np.ndarray, "B H W 3"]:
         """Images in [-1, 1]."""
