@@ -43,6 +43,7 @@ class Generator:
         weights: by dotted name. They are kept in the precision that is computed in.
         tokenizer: what turns tokens into images; None: found through the configuration when it is needed.
         origin: the checkpoint, beside which the tokenizer is looked for.
+        verify: whether to verify the checksums of a tokenizer that is found so.
 
     Raises:
         NameMismatch: the weights are not those of the network.
@@ -55,13 +56,14 @@ class Generator:
         weights: dict[str, Array],
         tokenizer: Tokenizer | None = None,
         origin: str | Path = ".",
+        verify: bool = True,
     ):
         self.config, self.origin = config, str(origin)
         self._network = build_generator_network(config)
         require_same_shapes(weights, self._network.parameters, f"weights of {config.name}")
         dtype = jnp.dtype(config.precision.compute_dtype)
         self._weights = {name: weight.astype(dtype) for name, weight in weights.items()}
-        self._tokenizer, self._verify = tokenizer, True
+        self._tokenizer, self._verify = tokenizer, verify
         if tokenizer is not None:
             require_fitting(config, tokenizer.config, tokenizer.config.name)
         self._generate = jax.jit(
@@ -96,9 +98,7 @@ class Generator:
         )
         if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
             tokenizer = Tokenizer.load(tokenizer, verify=verify)
-        generator = cls(found.meta.generator, found.weights, tokenizer, found.path)
-        generator._verify = verify
-        return generator
+        return cls(found.meta.generator, found.weights, tokenizer, found.path, verify)
 
     @property
     def classes(self) -> int:

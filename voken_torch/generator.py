@@ -42,6 +42,7 @@ class Generator:
         tokenizer: what turns tokens into images; None: found through the configuration when it is needed.
         origin: the checkpoint, beside which the tokenizer is looked for.
         runtime: where to compute; the CPU by default.
+        verify: whether to verify the checksums of a tokenizer that is found so.
 
     Raises:
         NameMismatch: the weights are not those of the network.
@@ -56,6 +57,7 @@ class Generator:
         tokenizer: Tokenizer | None = None,
         origin: str | Path = ".",
         runtime: Runtime | None = None,
+        verify: bool = True,
     ):
         self.config, self.origin, self.runtime = config, str(origin), runtime or Runtime()
         precision = config.precision
@@ -68,7 +70,7 @@ class Generator:
         placed = {name: weight.to(self.runtime.device, dtype) for name, weight in weights.items()}
         network.load_state_dict(placed, strict=True, assign=True)
         self._network = network.requires_grad_(False).eval()
-        self._tokenizer, self._verify = tokenizer, True
+        self._tokenizer, self._verify = tokenizer, verify
         if tokenizer is not None:
             require_fitting(config, tokenizer.config, tokenizer.config.name)
 
@@ -100,9 +102,7 @@ class Generator:
         found = loading.load(checkpoint, step=step, weights=weights, verify=verify)
         if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
             tokenizer = Tokenizer.load(tokenizer, runtime=runtime, verify=verify)
-        generator = cls(found.meta.generator, found.weights, tokenizer, found.path, runtime)
-        generator._verify = verify
-        return generator
+        return cls(found.meta.generator, found.weights, tokenizer, found.path, runtime, verify)
 
     @property
     def classes(self) -> int:
