@@ -159,6 +159,7 @@ def dataloader(paths: list[str], target: int, batch: int, workers: int) -> Itera
     import torch.utils.data
 
     loader: Any = torch.utils.data.DataLoader(
+        # Its length and [index] are all that a DataLoader asks for; a torch Dataset would import torch above.
         TorchFiles(paths, target),  # type: ignore[arg-type]
         batch_size=batch,
         shuffle=True,
@@ -264,6 +265,7 @@ def contend(args: argparse.Namespace, folder: Path) -> dict[str, list[tuple[floa
     with spawn.Pool(workers, keep_freed_memory) as full, spawn.Pool(workers, keep_freed_memory) as scaled:
         for name, pool, side in (("decode", full, None), ("decode to target", scaled, target)):
             contenders[name] = Contender(lambda pool=pool, side=side: decoding(paths, batch, pool, side), workers)
+            # A pool tells its processes nowhere else.
             contenders[name].pids = {process.pid for process in pool._pool}  # type: ignore[attr-defined]
         for name, source in sources.items():
             contenders[name] = Contender(lambda source=source: pipeline(source, target, batch, workers), workers)

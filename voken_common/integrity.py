@@ -94,6 +94,7 @@ def _crc32(file: IO[bytes], length: int | None, value: int, told: Callable[[int]
     left = sys.maxsize if length is None else length
     buffer = memoryview(bytearray(min(_BLOCK, left)))
     while left:
+        # Every binary file has it; typing.IO does not say so.
         count = file.readinto(buffer[: min(left, _BLOCK)])  # type: ignore[attr-defined]
         if not count:
             if length is None:

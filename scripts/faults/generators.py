@@ -25,13 +25,12 @@ def on(fault: Callable[[Framework], str]) -> Callable[[Framework], str]:
 
 def of(framework: Framework) -> Framework:
     """The generator of a framework, with a folder of its own; the same at every call."""
-    found: Framework | None = getattr(framework, "generator", None)
-    if found is None:
+    if framework.generator is None:
         scratch = framework.scratch / "generator"
         # An earlier row may have made it and then failed: the next one shall tell the same cause, and not this folder.
         scratch.mkdir(exist_ok=True)
-        found = framework.generator = Framework(framework.name, scratch, _mapping(_shards(scratch / "tokens")))
-    return found
+        framework.generator = Framework(framework.name, scratch, _mapping(_shards(scratch / "tokens")))
+    return framework.generator
 
 
 def _mapping(shards: Path) -> dict[str, Any]:

@@ -114,6 +114,7 @@ class StringTable(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends)
 
+    # Of a Sequence's slices nobody makes use.
     def __getitem__(self, index: int) -> str:  # type: ignore[override]
         start = int(self._ends[index - 1]) if index else 0
         return self._bytes[start : int(self._ends[index])].tobytes().decode("utf-8", "surrogateescape")
