@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from voken_common.errors import CheckpointError
-from voken_common.files import replacing
+from voken_common.atomic_write import replacing
 from voken_common.schema import HealthConfig
 
 logger = logging.getLogger("voken")

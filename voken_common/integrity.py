@@ -22,7 +22,7 @@ from typing import IO, Any, NamedTuple
 
 from tqdm import tqdm
 
-from voken_common.files import replacing
+from voken_common.atomic_write import replacing
 
 FILE = "checksums.json"
 FORMAT = 1

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from voken_common.checkpoint_options import add_no_verify
-from voken_common.files import replacing
+from voken_common.atomic_write import replacing
 from voken_common.generation import check_sampling, preset, seed_of
 from voken_common.generator_schema import GeneratorConfig
 from voken_common.reconstruction import step_of

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from voken_common.errors import WorkdirError
-from voken_common.files import replacing
+from voken_common.atomic_write import replacing
 from voken_common.run_lock import RunLock
 
 NAME = "arr_0.npy"

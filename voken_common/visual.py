@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int, Num, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from voken_common.files import replacing
+from voken_common.atomic_write import replacing
 from voken_common.metrics.codebook import codebook_perplexity, codebook_usage
 from voken_common.pixels import to_uint8
 

@@ -17,7 +17,7 @@ from typing import IO
 
 from tqdm import tqdm
 
-from voken_common.files import replacing
+from voken_common.atomic_write import replacing
 
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 60

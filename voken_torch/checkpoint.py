@@ -32,7 +32,7 @@ from voken_common.checkpoints import (
 )
 from voken_common.config import AnyConfig
 from voken_common.errors import CheckpointError
-from voken_common.files import replacing
+from voken_common.atomic_write import replacing
 from voken_common.generator_schema import GeneratorCheckpointConfig
 from voken_common.integrity import zip_problems
 from voken_common.run_steps import RunSteps, StepFiles

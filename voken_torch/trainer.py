@@ -9,7 +9,7 @@ import torch
 
 from voken_common.checkpoints import Progress, check_same_run
 from voken_common.config import AnyConfig, to_yaml
-from voken_common.files import replacing
+from voken_common.atomic_write import replacing
 from voken_common.first_stage import tokenizer_of_run
 from voken_common.profiling import FOLDER, Profiler
 from voken_common.run_lock import held

@@ -14,7 +14,7 @@ from voken_common.checkpoints import Meta
 from voken_common.config import validate_any
 from voken_common.conversion.safetensors_file import write_safetensors
 from voken_common.errors import CheckpointError
-from voken_common.files import replacing
+from voken_common.atomic_write import replacing
 from voken_common.generation import seed_of
 from voken_common.pixels import to_uint8
 from voken_common.sampling import Sampling

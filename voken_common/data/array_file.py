@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from voken_common.files import replacing
+from voken_common.atomic_write import replacing
 
 _KEY = "arrays"
 _LONGEST_HEADER = 1 << 30

@@ -32,7 +32,7 @@ from voken_common.data.retry import DEFAULT_SECONDS, Patience, reason
 from voken_common.data.tar_check import IMAGE_KEYS, CheckOptions, TarReport, check_tar
 from voken_common.data.tar_index import INDEX_SUFFIX, IndexColumns, IndexedTar
 from voken_common.data.workers import initialize_worker
-from voken_common.files import replacing
+from voken_common.atomic_write import replacing
 
 _PART_VERSION = 2
 _SHOWN = 5

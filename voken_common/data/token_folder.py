@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from voken_common.data.errors import DataError
-from voken_common.files import replacing
+from voken_common.atomic_write import replacing
 from voken_common.tokens import ShardInfo, TokenInfo
 
 INFO_FILE = "tokens.json"

@@ -14,7 +14,7 @@ from voken_common.conversion.contents import FORMATS, Contents, Format, Manifest
 from voken_common.conversion.files import read_file
 from voken_common.conversion.matching import find_config
 from voken_common.conversion.safetensors_file import write_safetensors
-from voken_common.files import replacing
+from voken_common.atomic_write import replacing
 from voken_common.generator_schema import GeneratorConfig
 from voken_common.schema import Config
 from voken_jax.conversion import first_stage, places, torch_bridge
