@@ -29,7 +29,7 @@ def parse() -> argparse.Namespace:
 def held_out_crops(config):
     """Central crops, CROP pixels a side, of the held-out part of every photograph."""
     from voken_common.data.pipeline import build_validation_batches
-    from voken_common.data.schema import SkimageConfig
+    from voken_common.config.data import SkimageConfig
 
     data = config.data.model_copy(
         update={"image_size": CROP, "validation": SkimageConfig(region="held_out", crops=COLUMNS)}
@@ -44,7 +44,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.WARNING)
     logging.getLogger("jax").setLevel(logging.ERROR)
-    from voken_common.config import ConfigError, load_config
+    from voken_common.config.loading import ConfigError, load_config
     from voken_common.metrics import psnr
     from voken_common.visual import reconstruction_grid, save_png
     from voken_jax.tokenizer import Tokenizer

@@ -37,7 +37,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def crops_of(config, region, pixels):
     """How the crops of one part of all photographs are read."""
-    from voken_common.data.schema import DataConfig, SkimageConfig
+    from voken_common.config.data import DataConfig, SkimageConfig
 
     source = SkimageConfig(region=region, crops=CROPS[region])
     return DataConfig(train=source, image_size=pixels, resize="none", crop="center", workers=0, cache=True)
@@ -45,7 +45,7 @@ def crops_of(config, region, pixels):
 
 def load_tokenizer(path):
     """The tokenizer, trained first if there is none."""
-    from voken_common.config import load_config
+    from voken_common.config.loading import load_config
     from voken_jax.tokenizer import Tokenizer
     from voken_jax.trainer import train
 
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.WARNING)
     logging.getLogger("jax").setLevel(logging.ERROR)
-    from voken_common.config import load_any_config
+    from voken_common.config.loading import load_any_config
     from voken_common.data.photographs import PHOTOGRAPHS
     from voken_common.tokens_encoding import Encoding
     from voken_common.visual import class_wall, save_png

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from voken_common.config import load_any_config
-from voken_common.generator_schema import GeneratorConfig
-from voken_common.published import MODELS, config_file
-from voken_common.sampling import Sampling
-from voken_common.transformer_schema import TransformerConfig
+from voken_common.config.loading import load_any_config
+from voken_common.config.generator import GeneratorConfig
+from voken_common.published.models import MODELS, config_file
+from voken_common.config.sampling import Sampling
+from voken_common.config.transformer import TransformerConfig
 
 EPSILON = 1e-5
 WEIGHT = 0.02

@@ -1,6 +1,6 @@
 """Settings of a golden case, as the reference names them, in our configuration's terms."""
 
-from voken_common.config import validate
+from voken_common.config.loading import validate
 
 NETWORK_DEFAULTS = {"attn_resolutions": [], "dropout": 0.0}
 

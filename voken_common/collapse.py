@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from voken_common.schema import HealthConfig
+from voken_common.config.tokenizer import HealthConfig
 
 
 class CodeUse(NamedTuple):

@@ -11,8 +11,8 @@ from jaxtyping import Int
 
 from voken_common.flops import peak_flops, sample_flops
 from voken_common.generation import seed_of
-from voken_common.generator_schema import GeneratorConfig
-from voken_common.schedules import Schedule, scheduled_weight_decay
+from voken_common.config.generator import GeneratorConfig
+from voken_common.config.schedules import Schedule, scheduled_weight_decay
 
 logger = logging.getLogger("voken")
 

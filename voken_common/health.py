@@ -20,7 +20,7 @@ import numpy as np
 
 from voken_common.errors import CheckpointError
 from voken_common.atomic_write import replacing
-from voken_common.schema import HealthConfig
+from voken_common.config.tokenizer import HealthConfig
 
 logger = logging.getLogger("voken")
 

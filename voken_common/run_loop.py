@@ -11,7 +11,7 @@ import numpy as np
 
 from voken_common.checkpoints import Progress
 from voken_common.collapse import CodeUse, CollapseWatch
-from voken_common.config import AnyConfig
+from voken_common.config.loading import AnyConfig
 from voken_common.data.errors import DataError
 from voken_common.health import INPUT_ADVICE, Heartbeat, InputWatch
 from voken_common.profiling import Profiler

@@ -24,9 +24,9 @@ from voken_common.checkpoints import (
     set_aside,
 )
 from voken_common.errors import CheckpointError
-from voken_common.generator_schema import GeneratorCheckpointConfig
+from voken_common.config.generator import GeneratorCheckpointConfig
 from voken_common.integrity import forget_cached
-from voken_common.schema import CheckpointConfig
+from voken_common.config.tokenizer import CheckpointConfig
 
 logger = logging.getLogger("voken")
 

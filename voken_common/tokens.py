@@ -24,8 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from voken_common.data.errors import DataError
 
 if TYPE_CHECKING:
-    from voken_common.schema import Config
-    from voken_common.transformer_schema import TransformerConfig
+    from voken_common.config.tokenizer import Config
+    from voken_common.config.transformer import TransformerConfig
 
 _HEADER = struct.Struct("<IiHH")
 _CHECKSUM = struct.Struct("<I")

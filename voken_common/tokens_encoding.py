@@ -23,10 +23,10 @@ from voken_common.data.bad_images import BadImage, BadImageLimit, BadImageLog
 from voken_common.data.errors import DataError, ImageDecodeError
 from voken_common.data.files import FileSource
 from voken_common.data.samples import SampleLoader
-from voken_common.data.schema import DataConfig
+from voken_common.config.data import DataConfig
 from voken_common.data.sources import ImageSource, build_source
 from voken_common.data.token_shards import TokenShardWriter
-from voken_common.schema import Config, LFQConfig
+from voken_common.config.tokenizer import Config, LFQConfig
 from voken_common.tokens import Record, TokenInfo, TokenizerInfo, split_ids
 
 _WAYS = ("image_size", "resize", "flip", "exif_rotate", "reduced_jpeg_decode")

@@ -36,11 +36,11 @@ from voken_common.checkpoints import (
     failed_write,
     require_good,
 )
-from voken_common.config import AnyConfig
+from voken_common.config.loading import AnyConfig
 from voken_common.errors import CheckpointError
-from voken_common.generator_schema import GeneratorCheckpointConfig
+from voken_common.config.generator import GeneratorCheckpointConfig
 from voken_common.run_steps import RunSteps, StepFiles
-from voken_common.schema import CheckpointConfig
+from voken_common.config.tokenizer import CheckpointConfig
 from voken_jax.distributed import gather_objects
 from voken_jax.generator_step import GeneratorState
 from voken_jax.integrity import needed_items, step_path, step_problems, visible_problems

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from voken_common.config import AnyConfig
+from voken_common.config.loading import AnyConfig
 from voken_common.flops import sample_flops
-from voken_common.generator_schema import GeneratorConfig
-from voken_common.schedules import build_schedule
-from voken_common.schema import Config
+from voken_common.config.generator import GeneratorConfig
+from voken_common.config.schedules import build_schedule
+from voken_common.config.tokenizer import Config
 from voken_jax.budget import Budget, Machine, communication, lines, matrix_flops
 from voken_jax.generator_step import GeneratorStep, abstract_generator_state
 from voken_jax.optim import build_generator_optimizer, build_optimizer

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from voken_common import tokens_command, tokens_encoding
-from voken_common.data.schema import DataConfig
-from voken_common.schema import MeshConfig
+from voken_common.config.data import DataConfig
+from voken_common.config.tokenizer import MeshConfig
 from voken_common.tokens import TokenInfo
 from voken_common.tokens_encoding import Encoding
 from voken_jax.sharding import batch_sharding, make_mesh, replicated

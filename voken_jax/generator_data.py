@@ -18,7 +18,7 @@ from voken_common.data.generator_data import (
 )
 from voken_common.data.pipeline import TrainIterator
 from voken_common.data.token_pipeline import TokenIterator
-from voken_common.generator_schema import GeneratorConfig
+from voken_common.config.generator import GeneratorConfig
 from voken_jax.frozen_tokenizer import FrozenTokenizer
 from voken_jax.generator_step import Batch
 from voken_jax.sharding import batch_sharding

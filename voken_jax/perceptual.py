@@ -7,7 +7,7 @@ import numpy as np
 
 from voken_common import names
 from voken_common.lpips_weights import lpips_vgg_weights
-from voken_common.schema import Config
+from voken_common.config.tokenizer import Config
 from voken_jax.models.functional import Network
 from voken_jax.models.lpips import LPIPS
 from voken_jax.state import policy_of

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from voken_common.schema import IBQConfig, LFQConfig, QuantizerConfig
+from voken_common.config.tokenizer import IBQConfig, LFQConfig, QuantizerConfig
 from voken_jax.models.layers import at_least_float32
 from voken_jax.quantizers.ibq import IBQOutput, ibq, ibq_encode
 from voken_jax.quantizers.lfq import indices_to_codes, lfq, lfq_indices

@@ -11,8 +11,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from voken_common.config import AnyConfig
-from voken_common.schema import Config, MeshConfig
+from voken_common.config.loading import AnyConfig
+from voken_common.config.tokenizer import Config, MeshConfig
 
 AXES = ("data", "fsdp", "model")
 SAMPLES = ("data", "fsdp")

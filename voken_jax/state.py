@@ -11,8 +11,8 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, UInt
 
-from voken_common.generator_schema import GeneratorConfig
-from voken_common.schema import Config, PrecisionConfig
+from voken_common.config.generator import GeneratorConfig
+from voken_common.config.tokenizer import Config, PrecisionConfig
 from voken_jax.losses import LecamAverages
 from voken_jax.models.autoencoder import Autoencoder
 from voken_jax.models.discriminator import build_discriminator

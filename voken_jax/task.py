@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from voken_common.config import AnyConfig
+from voken_common.config.loading import AnyConfig
 from voken_common.run_log import RunLog
 
 Metrics = dict[str, Float[Array, ""]]

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from voken_common.checkpoints import Step, Weights
 from voken_common.names import require_same_shapes, to_torch
 from voken_common.pixels import pad_to_multiple
-from voken_common.schema import Config
+from voken_common.config.tokenizer import Config
 from voken_common.tokens import fingerprint
 from voken_jax import loading
 from voken_jax.quantization import code_indices, encode_indices, lookup

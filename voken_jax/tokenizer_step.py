@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from voken_common.schema import Config
+from voken_common.config.tokenizer import Config
 from voken_jax.code_usage import MICRO_BATCHES
 from voken_jax.losses import (
     LecamAverages,

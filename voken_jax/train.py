@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", options.cpu_devices)
 
-    from voken_common.config import load_any_config
+    from voken_common.config.loading import load_any_config
     from voken_common.errors import NonFiniteError
     from voken_jax.budget import machine_of
     from voken_jax.dry_run import dry_run

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from voken_common.data.pipeline import ValidationBatches
-from voken_common.schema import Config
+from voken_common.config.tokenizer import Config
 from voken_common.validation import Validation, ValidationTotals
 from voken_jax.distributed import gather_objects
 from voken_jax.models.functional import Network, Weights

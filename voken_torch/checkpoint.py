@@ -30,13 +30,13 @@ from voken_common.checkpoints import (
     failed_write,
     require_good,
 )
-from voken_common.config import AnyConfig
+from voken_common.config.loading import AnyConfig
 from voken_common.errors import CheckpointError
 from voken_common.atomic_write import replacing
-from voken_common.generator_schema import GeneratorCheckpointConfig
+from voken_common.config.generator import GeneratorCheckpointConfig
 from voken_common.integrity import zip_problems
 from voken_common.run_steps import RunSteps, StepFiles
-from voken_common.schema import CheckpointConfig
+from voken_common.config.tokenizer import CheckpointConfig
 from voken_torch.sharding import gather_objects, gathered, process_index
 from voken_torch.task import State
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from voken_common import tokens_command, tokens_encoding
-from voken_common.data.schema import DataConfig
+from voken_common.config.data import DataConfig
 from voken_common.tokens import TokenInfo
 from voken_common.tokens_encoding import Encoding
 from voken_torch import device

@@ -22,9 +22,9 @@ from voken_common.generation import (
     no_tokenizer,
     require_fitting,
 )
-from voken_common.generator_schema import GeneratorConfig, SamplingConfig
+from voken_common.config.generator import GeneratorConfig, SamplingConfig
 from voken_common.names import require_same_shapes
-from voken_common.sampling import Sampling
+from voken_common.config.sampling import Sampling
 from voken_common.tokens import join_ids
 from voken_torch import loading
 from voken_torch.device import Runtime

@@ -20,8 +20,8 @@ from torch.optim import Optimizer
 
 from voken_common import names
 from voken_common.errors import NonFiniteError
-from voken_common.generator_schema import GeneratorConfig
-from voken_common.schedules import Schedule, scheduled_weight_decay
+from voken_common.config.generator import GeneratorConfig
+from voken_common.config.schedules import Schedule, scheduled_weight_decay
 from voken_torch import optim
 from voken_torch.device import Runtime
 from voken_torch.models.generator import Adaptive, Factorized, build_generator

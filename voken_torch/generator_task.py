@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from voken_common import generator_logs
-from voken_common.generator_schema import GeneratorConfig
+from voken_common.config.generator import GeneratorConfig
 from voken_common.run_log import RunLog
-from voken_common.schedules import build_schedule
+from voken_common.config.schedules import build_schedule
 from voken_common.visual import grid
 from voken_torch.device import Runtime
 from voken_torch.frozen_tokenizer import FrozenTokenizer

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from voken_common.generator_logs import perplexities, shown_seeds
-from voken_common.generator_schema import GeneratorConfig
+from voken_common.config.generator import GeneratorConfig
 from voken_torch.device import Runtime
 from voken_torch.generator_step import Batch
 from voken_torch.models.generator import Adaptive, Factorized

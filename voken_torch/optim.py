@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from voken_common import names
-from voken_common.schema import OptimizerConfig
+from voken_common.config.tokenizer import OptimizerConfig
 from voken_torch.sharding import laid_out_like, local, whole
 
 

@@ -6,7 +6,7 @@ import torch
 
 from voken_common import names
 from voken_common.lpips_weights import lpips_vgg_weights
-from voken_common.schema import Config
+from voken_common.config.tokenizer import Config
 from voken_torch.device import Runtime
 from voken_torch.models.lpips import LPIPS
 

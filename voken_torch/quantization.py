@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from voken_common.schema import IBQConfig, LFQConfig, QuantizerConfig
+from voken_common.config.tokenizer import IBQConfig, LFQConfig, QuantizerConfig
 from voken_torch.kernels import at_least_float32
 from voken_torch.quantizers.blocks import ReduceMean, in_full_precision
 from voken_torch.quantizers.ibq import ibq, ibq_encode

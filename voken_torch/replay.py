@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from voken_common.config import AnyConfig
+from voken_common.config.loading import AnyConfig
 from voken_common.errors import CheckpointError, NonFiniteError
 from voken_common.first_stage import tokenizer_of_run
 from voken_common.health import check_replayed, describe_replay, load_failed_batch

@@ -19,7 +19,7 @@ import torch
 
 from voken_common import sample_command
 from voken_common.pixels import to_uint8
-from voken_common.sampling import Sampling
+from voken_common.config.sampling import Sampling
 from voken_torch import device
 from voken_torch.generator import Generator
 

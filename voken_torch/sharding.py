@@ -22,8 +22,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from voken_common.config import AnyConfig
-from voken_common.schema import MeshConfig
+from voken_common.config.loading import AnyConfig
+from voken_common.config.tokenizer import MeshConfig
 
 
 def process_count() -> int:

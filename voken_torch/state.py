@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from voken_common import names
-from voken_common.schema import Config
+from voken_common.config.tokenizer import Config
 from voken_torch import optim
 from voken_torch.device import Runtime
 from voken_torch.losses import LecamAverages

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from voken_common.config import AnyConfig
+from voken_common.config.loading import AnyConfig
 from voken_common.run_log import RunLog
 from voken_torch.code_usage import SeenCodes
 from voken_torch.device import Runtime

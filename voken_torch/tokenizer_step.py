@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from voken_common.errors import NonFiniteError
-from voken_common.schedules import Schedule
-from voken_common.schema import Config
+from voken_common.config.schedules import Schedule
+from voken_common.config.tokenizer import Config
 from voken_torch import optim
 from voken_torch.code_usage import SeenCodes
 from voken_torch.device import Runtime

@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.WARNING)
 
-    from voken_common.config import load_any_config
+    from voken_common.config.loading import load_any_config
     from voken_common.errors import NonFiniteError
     from voken_common.weights import WeightsError
     from voken_torch.replay import replay

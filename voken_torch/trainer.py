@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from voken_common.checkpoints import Progress, check_same_run
-from voken_common.config import AnyConfig, to_yaml
+from voken_common.config.loading import AnyConfig, to_yaml
 from voken_common.atomic_write import replacing
 from voken_common.first_stage import tokenizer_of_run
 from voken_common.profiling import FOLDER, Profiler
 from voken_common.run_lock import held
 from voken_common.run_log import StopRequest
 from voken_common.run_loop import Hooks, RunLoop
-from voken_common.schema import Config
+from voken_common.config.tokenizer import Config
 from voken_torch.checkpoint import Checkpoints
 from voken_torch.device import Runtime
 from voken_torch.generator_task import GeneratorTask, open_tokens

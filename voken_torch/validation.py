@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voken_common.schema import Config
+from voken_common.config.tokenizer import Config
 from voken_common.validation import Validation, ValidationTotals
 from voken_torch.device import Runtime
 from voken_torch.models.autoencoder import Autoencoder

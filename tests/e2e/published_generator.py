@@ -10,7 +10,7 @@ import yaml
 
 from tests.e2e.tiny import TINY, quantized_by
 from tests.e2e.tiny_generator import ADAPTIVE, FACTORIZED, generator_mapping
-from voken_common.config import validate_any
+from voken_common.config.loading import validate_any
 from voken_jax import convert
 from voken_jax.conversion import run
 from voken_jax.conversion.networks import manifest_of

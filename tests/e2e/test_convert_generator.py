@@ -13,8 +13,8 @@ from tests.e2e.published_generator import FAMILIES, Published, call, draw, netwo
 from tests.e2e.tiny import quantized_by
 from voken_common import torch_pickle
 from voken_common.checkpoints import Meta
-from voken_common.config import validate_any
-from voken_common.sampling import Sampling
+from voken_common.config.loading import validate_any
+from voken_common.config.sampling import Sampling
 from voken_jax import convert
 from voken_jax.checkpoint import read_meta
 from voken_jax.conversion import run

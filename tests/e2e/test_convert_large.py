@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from voken_common.published import MODELS
+from voken_common.published.models import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENIZERS = [model for model in MODELS if model.family == "image tokenizer"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from voken_common import published
-from voken_common.config import load_any_config
+from voken_common.published.models import models as published
+from voken_common.config.loading import load_any_config
 from voken_common.conversion import matching
 from voken_common.errors import CheckpointError
 from voken_jax.conversion import run

@@ -6,7 +6,7 @@ import torch
 
 from tests.e2e.tiny import TINY, quantized_by, write
 from tests.e2e.tiny_generator import ADAPTIVE, FACTORIZED, generator_config, write_shards
-from voken_common.config import load_config
+from voken_common.config.loading import load_config
 from voken_jax import trainer as jax_trainer
 from voken_jax.convert import main as convert
 from voken_torch.checkpoint import find_step, read

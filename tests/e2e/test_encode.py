@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.e2e.tiny import TINY
 from voken_common.checkpoints import Meta
-from voken_common.config import validate
+from voken_common.config.loading import validate
 from voken_common.conversion.safetensors_file import write_safetensors
 from voken_common.data.pipeline import build_validation_batches
 from voken_common.data.token_shards import TokenShardSource

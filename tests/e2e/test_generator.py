@@ -11,13 +11,13 @@ from PIL import Image
 from tests.e2e.tiny import TINY
 from tests.e2e.tiny_generator import ADAPTIVE, CLASSES, FACTORIZED, GRID, generator_mapping
 from voken_common.checkpoints import Meta
-from voken_common.config import validate_any
+from voken_common.config.loading import validate_any
 from voken_common.conversion.safetensors_file import write_safetensors
 from voken_common.errors import CheckpointError
 from voken_common.atomic_write import replacing
 from voken_common.generation import seed_of
 from voken_common.pixels import to_uint8
-from voken_common.sampling import Sampling
+from voken_common.config.sampling import Sampling
 from voken_common.tokens import join_ids
 from voken_jax import sample as jax_sample
 from voken_jax.convert import main as convert

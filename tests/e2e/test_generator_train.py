@@ -13,7 +13,7 @@ from tests.e2e.test_train import assert_same_state, steps_on_disk
 from tests.e2e.tiny import TINY
 from tests.e2e.tiny_generator import ADAPTIVE, FACTORIZED, STEPS, generator_config, generator_mapping, write_generator
 from tests.e2e.tiny_generator import write_shards as shards_in
-from voken_common.config import load_any_config
+from voken_common.config.loading import load_any_config
 from voken_common.data.token_pipeline import TokenIterator, build_token_iterator
 from voken_common.flops import sample_flops
 from voken_common.run_log import RunLog

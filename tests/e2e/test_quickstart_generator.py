@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.e2e.tiny_generator import ADAPTIVE, generator_mapping, write_generator
-from voken_common.config import load_any_config, load_config
+from voken_common.config.loading import load_any_config, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 

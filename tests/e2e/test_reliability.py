@@ -17,7 +17,7 @@ from tests.e2e.test_train import assert_same_state, restored
 from tests.e2e.tiny import quantized_by, write
 from tests.e2e.tiny_generator import generator_config, write_shards
 from voken_common.checkpoints import Progress
-from voken_common.config import load_config
+from voken_common.config.loading import load_config
 from voken_common.data.errors import ReadError
 from voken_common.data.pipeline import TrainIterator
 from voken_common.data.token_pipeline import TokenIterator

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.e2e.tiny import STEPS, quantized_by
-from voken_common.config import validate
+from voken_common.config.loading import validate
 from voken_common.errors import CheckpointError
 from voken_common.names import NameMismatch
 from voken_jax.reconstruct import main

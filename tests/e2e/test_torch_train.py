@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.e2e.conftest import record_batches
 from tests.e2e.tiny import STEPS, tiny_config, write
-from voken_common.config import load_config, with_overrides
+from voken_common.config.loading import load_config, with_overrides
 from voken_common.errors import CheckpointError
 from voken_common.run_log import RunLog
 from voken_jax.convert import main as convert

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.e2e.conftest import record_batches
 from tests.e2e.tiny import STEPS, quantized_by, tiny_config, write
-from voken_common.config import load_config, validate, with_overrides
+from voken_common.config.loading import load_config, validate, with_overrides
 from voken_common.data.pipeline import TrainIterator, build_train_iterator
 from voken_common.errors import CheckpointError, NonFiniteError
 from voken_common.run_log import RunLog, StopRequest

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from voken_common.config import load_config
+from voken_common.config.loading import load_config
 
 STEPS = 6
 TINY = {

@@ -4,7 +4,7 @@ import numpy as np
 import yaml
 
 from tests.e2e.tiny import tiny_config
-from voken_common.config import validate_any
+from voken_common.config.loading import validate_any
 from voken_common.data.token_shards import write_token_shards
 from voken_common.tokens import Record, TokenInfo, TokenizerInfo
 

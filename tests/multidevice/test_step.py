@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from voken_common.config import validate
-from voken_common.schedules import build_schedule
+from voken_common.config.loading import validate
+from voken_common.config.schedules import build_schedule
 from voken_jax.optim import build_optimizer
 from voken_jax.sharding import batch_sharding, make_mesh
 from voken_jax.state import abstract_state, build_players, create_state

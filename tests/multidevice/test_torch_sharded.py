@@ -10,8 +10,8 @@ import torch
 import torch.multiprocessing as multiprocessing
 
 from tests.unit.test_torch_step import assert_same, build, config_of, flat, images_of
-from voken_common.config import validate_any
-from voken_common.schedules import build_schedule
+from voken_common.config.loading import validate_any
+from voken_common.config.schedules import build_schedule
 from voken_torch import device, sharding
 from voken_torch.generator_step import GeneratorStep, create_generator_state, evaluation_generator
 from voken_torch.state import averaged_autoencoder

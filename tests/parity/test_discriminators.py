@@ -16,7 +16,7 @@ from tests.golden_cases import (
 )
 from tests.objectives import evaluate
 from voken_common import names
-from voken_common.schema import BlurConfig, PatchGANConfig
+from voken_common.config.tokenizer import BlurConfig, PatchGANConfig
 from voken_jax.models.discriminator import binomial_kernel, build_discriminator
 from voken_jax.models.functional import Network, buffers_of
 from voken_jax.models.layers import Policy

@@ -9,9 +9,9 @@ import numpy as np
 from tests.golden_cases import assert_numbers, weights_for
 from tests.parity.test_generators import tokens_of, transformer_config
 from voken_common import names
-from voken_common.generator_schema import GeneratorConfig, GeneratorOptimizerConfig, SamplingConfig, TokenDataConfig
-from voken_common.schedules import build_schedule, scheduled_weight_decay
-from voken_common.schema import MeshConfig, PrecisionConfig, ScheduleConfig, TrainingConfig
+from voken_common.config.generator import GeneratorConfig, GeneratorOptimizerConfig, SamplingConfig, TokenDataConfig
+from voken_common.config.schedules import build_schedule, scheduled_weight_decay
+from voken_common.config.tokenizer import MeshConfig, PrecisionConfig, ScheduleConfig, TrainingConfig
 from voken_jax.generator_step import GeneratorStep, init_generator_state
 from voken_jax.models.functional import Network
 from voken_jax.models.generator import build_generator

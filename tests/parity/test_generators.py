@@ -11,8 +11,8 @@ import optax
 
 from tests.golden_cases import FORWARD_FLOAT32, assert_close, assert_numbers, uniform, weights_for
 from voken_common import names
-from voken_common.sampling import Sampling
-from voken_common.transformer_schema import TransformerConfig
+from voken_common.config.sampling import Sampling
+from voken_common.config.transformer import TransformerConfig
 from voken_jax.models.functional import Network
 from voken_jax.models.generator import build_generator
 from voken_jax.models.layers import Policy

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.golden_cases import assert_close
-from voken_common.schedules import Schedule, cosine_weight_decay
+from voken_common.config.schedules import Schedule, cosine_weight_decay
 
 KINDS = ["schedules"]
 

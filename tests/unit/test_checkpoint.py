@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.e2e.tiny import tiny_config
-from voken_common.config import with_overrides
+from voken_common.config.loading import with_overrides
 from voken_common.data.pipeline import build_train_iterator
 from voken_common.errors import CheckpointError, DamagedError
 from voken_jax.checkpoint import Checkpoints, find_step, load_generator, read_meta

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from voken_common.collapse import CodeUse, CollapseWatch
-from voken_common.schema import HealthConfig, MeshConfig
+from voken_common.config.tokenizer import HealthConfig, MeshConfig
 from voken_jax.code_usage import distinct, nothing_seen, see
 from voken_jax.sharding import make_mesh
 from voken_torch.code_usage import SeenCodes

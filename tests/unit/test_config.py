@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voken_common.config import ConfigError, from_json, load_config, merge, to_yaml, validate, with_overrides
+from voken_common.config.loading import ConfigError, from_json, load_config, merge, to_yaml, validate, with_overrides
 from voken_jax.sharding import check_batch, make_mesh
 
 LFQ = {

@@ -13,13 +13,13 @@ import torch
 from tests.e2e.tiny import TINY
 from voken_common import names
 from voken_common.checkpoints import Meta
-from voken_common.config import validate
+from voken_common.config.loading import validate
 from voken_common.conversion import contents as c
 from voken_common.conversion import lightning, matching, torch_file
 from voken_common.conversion.files import read_file
 from voken_common.conversion.safetensors_file import is_safetensors, read_safetensors, write_safetensors
 from voken_common.errors import CheckpointError, RefusedError
-from voken_common.published import find
+from voken_common.published.models import find
 from voken_jax.conversion import places
 
 MANIFESTS = Path(__file__).parents[1] / "manifests"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from voken_common.data import schema
+from voken_common.config.loading import data as schema
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
 EXAMPLES = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)

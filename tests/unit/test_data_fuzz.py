@@ -17,7 +17,7 @@ from voken_common.data.decode import decode_image, open_image
 from voken_common.data.errors import DataError, ImageDecodeError
 from voken_common.data.imagenet_tar import ImageNetTar
 from voken_common.data.pipeline import build_train_iterator
-from voken_common.data.schema import DataConfig, ImageNetTarConfig, TarConfig, TarSetConfig
+from voken_common.config.data import DataConfig, ImageNetTarConfig, TarConfig, TarSetConfig
 from voken_common.data.tar_check import CheckOptions, check_tar, image_problem
 from voken_common.data.tar_format import TarDamageError, walk_tar
 from voken_common.data.tar_source import TarSource

@@ -15,7 +15,7 @@ from voken_common.data import imagenet_tar, listing
 from voken_common.data.errors import DataError
 from voken_common.data.files import ImageFolder
 from voken_common.data.pipeline import build_train_iterator
-from voken_common.data.schema import DataConfig, ImageNetTarConfig
+from voken_common.config.data import DataConfig, ImageNetTarConfig
 from voken_common.data.sources import build_source
 
 CLASSES = {

@@ -20,7 +20,7 @@ from voken_common.data.errors import ImageDecodeError, ReadError
 from voken_common.data.files import FileSource
 from voken_common.data.pipeline import build_train_iterator, build_validation_batches
 from voken_common.data.retry import Patience, is_gone
-from voken_common.data.schema import (
+from voken_common.config.data import (
     DataConfig,
     ImageFolderConfig,
     TarConfig,

@@ -18,7 +18,7 @@ from voken_common.data.files import ImageFolder, ListFile, StringTable
 from voken_common.data.photographs import PHOTOGRAPHS, Photographs, load_photograph
 from voken_common.data.pipeline import build_train_iterator
 from voken_common.data.samples import SampleLoader
-from voken_common.data.schema import DataConfig, ImageFolderConfig, ListFileConfig, SkimageConfig, TFDSConfig
+from voken_common.config.data import DataConfig, ImageFolderConfig, ListFileConfig, SkimageConfig, TFDSConfig
 from voken_common.data.sources import build_source
 
 

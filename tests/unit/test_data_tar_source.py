@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from tests.unit.tar_sets import encoded, numbers, write_set, write_tar
-from voken_common.config import ConfigError, validate
+from voken_common.config.loading import ConfigError, validate
 from voken_common.data import prepare, storage
 from voken_common.data.errors import DataError
 from voken_common.data.pipeline import build_train_iterator, build_validation_batches
-from voken_common.data.schema import DataConfig, ImageFolderConfig, TarConfig, TarSetConfig
+from voken_common.config.data import DataConfig, ImageFolderConfig, TarConfig, TarSetConfig
 from voken_common.data.sources import build_source
 from voken_common.data.tar_index import TarIndex
 

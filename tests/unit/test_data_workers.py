@@ -14,7 +14,7 @@ import pytest
 from voken_common.data.errors import DataError, ReadError
 from voken_common.data.photographs import Photographs
 from voken_common.data.pipeline import build_train_iterator
-from voken_common.data.schema import DataConfig, SkimageConfig
+from voken_common.config.data import DataConfig, SkimageConfig
 
 CODE = """
 import resource, sys

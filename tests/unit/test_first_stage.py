@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from voken_common.config import load_any_config, to_yaml
+from voken_common.config.loading import load_any_config, to_yaml
 from voken_common.errors import CheckpointError
 from voken_common.first_stage import find_tokenizer, tokenizer_of_run
-from voken_common.published import config_file, find
+from voken_common.published.models import config_file, find
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GENERATOR = config_file(find("IBQ/imagenet_conditional_llama_B"))

@@ -24,7 +24,7 @@ from voken_common.profiling import Profiler
 from voken_common.run_lock import RunLock, held
 from voken_common.run_log import RunLog
 from voken_common.run_loop import Hooks, RunLoop
-from voken_common.schema import HealthConfig
+from voken_common.config.tokenizer import HealthConfig
 
 
 def beats(workdir):

@@ -119,7 +119,7 @@ def test_imports_go_one_way():
         ("voken_torch/train.py", "from voken_jax.losses import hinge", "must not import voken_jax"),
         ("voken_torch/train.py", "import jax", "voken_torch must not import jax"),
         ("voken_jax/losses.py", "from voken_jax.quantizers import lfq", "losses must not import quantizers"),
-        ("voken_jax/losses.py", "from voken_common.schema import Config", "losses knows arrays only"),
+        ("voken_jax/losses.py", "from voken_common.config.tokenizer import Config", "losses knows arrays only"),
         ("voken_jax/quantizers/lfq.py", "from voken_jax import models", "quantizers must not import models"),
         ("voken_jax/quantizers/lfq.py", "from .. import models", "quantizers must not import models"),
         ("voken_jax/quantizers/lfq.py", "from ..models import layers", "quantizers must not import models"),

@@ -9,8 +9,8 @@ import pytest
 
 from tests.golden_cases import torch_shape
 from voken_common import names
-from voken_common.config import load_any_config, load_config
-from voken_common.published import MODELS, find
+from voken_common.config.loading import load_any_config, load_config
+from voken_common.published.models import MODELS, find
 from voken_jax.models.functional import Network
 from voken_jax.models.generator import build_generator
 from voken_jax.models.layers import Policy

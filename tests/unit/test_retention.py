@@ -10,7 +10,7 @@ import torch
 
 from tests.unit.test_checkpoint import open_iterator, state_of, tiny_config
 from voken_common import integrity, run_steps
-from voken_common.config import with_overrides
+from voken_common.config.loading import with_overrides
 from voken_common.errors import CheckpointError
 from voken_common.run_steps import RunSteps, StepFiles
 from voken_jax import checkpoint as jax_checkpoint

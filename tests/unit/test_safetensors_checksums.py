@@ -15,7 +15,7 @@ from tests.unit.test_conversion import META, WEIGHTS, write
 from tests.unit.test_fuzz import mutated
 from tests.unit.test_retention import ONE, TorchRun
 from voken_common.checkpoints import Meta
-from voken_common.config import validate_any
+from voken_common.config.loading import validate_any
 from voken_common.conversion.files import read_file
 from voken_common.conversion.safetensors_file import read_safetensors, write_safetensors
 from voken_common.errors import CheckpointError, DamagedError

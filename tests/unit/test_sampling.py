@@ -10,8 +10,8 @@ import torch
 from scipy import stats
 
 from voken_common import names
-from voken_common.sampling import Sampling
-from voken_common.transformer_schema import TransformerConfig
+from voken_common.config.sampling import Sampling
+from voken_common.config.transformer import TransformerConfig
 from voken_jax import sampling as jax_sampling
 from voken_jax.models.functional import Network
 from voken_jax.models.generator import build_generator as build_jax

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.unit.test_config import LFQ, changed
-from voken_common.config import validate
-from voken_common.schedules import Schedule, build_schedule, cosine_weight_decay
+from voken_common.config.loading import validate
+from voken_common.config.schedules import Schedule, build_schedule, cosine_weight_decay
 
 KINDS = ["constant", "lin0", "cos", "linear-warmup", "linear-warmup_cosine-decay"]
 

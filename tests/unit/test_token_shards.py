@@ -13,7 +13,7 @@ from voken_common.data import retry, token_folder
 from voken_common.data.errors import DataError, ReadError
 from voken_common.data.token_pipeline import build_token_batches, build_token_iterator
 from voken_common.data.token_shards import TokenShardSource, TokenShardWriter, write_token_shards
-from voken_common.generator_schema import TokenDataConfig
+from voken_common.config.generator import TokenDataConfig
 from voken_common.tokens import (
     Record,
     TokenInfo,
@@ -23,7 +23,7 @@ from voken_common.tokens import (
     join_ids,
     split_ids,
 )
-from voken_common.transformer_schema import TransformerConfig
+from voken_common.config.transformer import TransformerConfig
 
 COUNT = 23
 

@@ -12,10 +12,10 @@ from PIL import Image
 
 from tests.e2e.tiny import TINY, quantized_by
 from voken_common import tokens_encoding
-from voken_common.config import ConfigError, validate
+from voken_common.config.loading import ConfigError, validate
 from voken_common.data.errors import DataError, TooManyBadImagesError
 from voken_common.data.photographs import Photographs
-from voken_common.data.schema import DataConfig
+from voken_common.config.data import DataConfig
 from voken_common.data.token_shards import TokenShardSource
 from voken_common.pixels import from_uint8
 from voken_common.tokens import join_ids

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from voken_common import names
-from voken_common.config import load_config
-from voken_common.published import MODELS
+from voken_common.config.loading import load_config
+from voken_common.published.models import MODELS
 from voken_torch.models.lpips import LPIPS
 from voken_torch.state import build_players
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from voken_common.config import validate
+from voken_common.config.loading import validate
 from voken_common.errors import NonFiniteError
 from voken_common.names import NameMismatch
-from voken_common.schedules import build_schedule
+from voken_common.config.schedules import build_schedule
 from voken_torch import optim
 from voken_torch.state import averaged_autoencoder, create_state
 from voken_torch.tokenizer_step import TokenizerStep

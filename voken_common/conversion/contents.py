@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from voken_common import names
 from voken_common.checkpoints import Meta, Progress, Weights
-from voken_common.config import AnyConfig
+from voken_common.config.loading import AnyConfig
 from voken_common.errors import CheckpointError
 
 Arrays = dict[str, np.ndarray]

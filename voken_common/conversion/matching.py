@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from voken_common import names
-from voken_common.config import AnyConfig, load_any_config
+from voken_common.config.loading import AnyConfig, load_any_config
 from voken_common.conversion.contents import Contents, Manifest, check_networks
 from voken_common.conversion.lightning import FAMILIES
 from voken_common.errors import CheckpointError
-from voken_common.generator_schema import GeneratorConfig
-from voken_common.published import MODELS, PublishedModel, config_file
-from voken_common.schema import Config, LFQConfig
+from voken_common.config.generator import GeneratorConfig
+from voken_common.published.models import MODELS, PublishedModel, config_file
+from voken_common.config.tokenizer import Config, LFQConfig
 
 logger = logging.getLogger("voken")
 

@@ -12,8 +12,8 @@ from voken_common.data.sources import build_source
 from voken_common.data.token_pipeline import TokenBatches, TokenIterator, build_token_batches, build_token_iterator
 from voken_common.data.token_shards import TokenShardSource
 from voken_common.errors import CheckpointError
-from voken_common.generator_schema import GeneratorConfig
-from voken_common.schema import Config
+from voken_common.config.generator import GeneratorConfig
+from voken_common.config.tokenizer import Config
 
 logger = logging.getLogger("voken")
 

@@ -16,7 +16,7 @@ from voken_common.data import storage
 from voken_common.data.array_file import ArrayFileError, StringTable, map_arrays, pack_strings, write_arrays
 from voken_common.data.errors import DataError
 from voken_common.data.files import IMAGES
-from voken_common.data.schema import ImageNetTarConfig
+from voken_common.config.data import ImageNetTarConfig
 from voken_common.data.sources import ImageSource
 from voken_common.data.tar_format import TarDamageError, TarMember, walk_tar
 from voken_common.data.tar_index import Fingerprint, read_member

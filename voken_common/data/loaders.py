@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from voken_common.data.samples import TrainSample, ValidationRow
-from voken_common.data.schema import DataConfig
+from voken_common.config.data import DataConfig
 from voken_common.data.sources import ImageSource
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from voken_common.data.bad_images import BadImage, BadImageLimit
 from voken_common.data.decode import open_image
 from voken_common.data.errors import ImageDecodeError
 from voken_common.data.retry import Patience, reason
-from voken_common.data.schema import DataConfig
+from voken_common.config.data import DataConfig
 from voken_common.data.sources import ImageSource
 from voken_common.data.storage import folder_expected
 

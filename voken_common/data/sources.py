@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from voken_common.data.schema import (
+from voken_common.config.data import (
     ImageFolderConfig,
     ImageNetTarConfig,
     ListFileConfig,

@@ -12,7 +12,7 @@ from jaxtyping import Int64
 
 from voken_common.data.errors import DataError
 from voken_common.data.listing import some
-from voken_common.data.schema import TarConfig, TarSetConfig
+from voken_common.config.data import TarConfig, TarSetConfig
 from voken_common.data.sources import ImageSource, Share
 from voken_common.data.storage import is_url
 from voken_common.data.tar_check import sample_key

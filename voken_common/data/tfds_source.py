@@ -10,7 +10,7 @@ from typing import Any
 
 from voken_common.data.array_records import system_error
 from voken_common.data.errors import DataError, ImageDecodeError
-from voken_common.data.schema import TFDSConfig
+from voken_common.config.data import TFDSConfig
 from voken_common.data.sources import ImageSource
 from voken_common.data.storage import is_url
 

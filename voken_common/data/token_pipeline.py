@@ -12,7 +12,7 @@ import numpy as np
 from voken_common.data.errors import DataError
 from voken_common.data.order import Placement, PositionedBatches, check_process, grain
 from voken_common.data.token_shards import TokenShardSource
-from voken_common.generator_schema import TokenDataConfig
+from voken_common.config.generator import TokenDataConfig
 
 
 class TokenIterator(PositionedBatches):

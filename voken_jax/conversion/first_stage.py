@@ -12,7 +12,7 @@ from voken_common.conversion.contents import Contents, Format, Manifest
 from voken_common.conversion.matching import published_tokenizer
 from voken_common.errors import CheckpointError
 from voken_common.first_stage import find_tokenizer
-from voken_common.generator_schema import GeneratorConfig
+from voken_common.config.generator import GeneratorConfig
 from voken_jax.conversion import places
 
 SUFFIX = "_tokenizer"

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from voken_common import names
-from voken_common.config import AnyConfig
+from voken_common.config.loading import AnyConfig
 from voken_common.conversion.contents import Manifest, Shape
-from voken_common.generator_schema import GeneratorConfig
+from voken_common.config.generator import GeneratorConfig
 from voken_jax.state import build_generator_network, build_players
 
 

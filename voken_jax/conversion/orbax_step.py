@@ -17,10 +17,10 @@ import orbax.checkpoint as ocp
 
 from voken_common import names
 from voken_common.checkpoints import ITEMS, Weights
-from voken_common.config import AnyConfig
+from voken_common.config.loading import AnyConfig
 from voken_common.conversion.contents import Contents, Manifest, Moments, Training
 from voken_common.errors import CheckpointError
-from voken_common.generator_schema import GeneratorConfig
+from voken_common.config.generator import GeneratorConfig
 from voken_jax.checkpoint import DATA_FILE, read_data, read_meta, readable
 from voken_jax.integrity import seal
 from voken_jax.optim import DecayState, build_generator_optimizer, build_optimizer

@@ -6,17 +6,17 @@ import argparse
 import logging
 from pathlib import Path
 
-from voken_common import published
+from voken_common.published.models import models as published
 from voken_common.checkpoints import FOLDER, ITEMS, Step, Weights
-from voken_common.config import AnyConfig, load_any_config, to_yaml
+from voken_common.config.loading import AnyConfig, load_any_config, to_yaml
 from voken_common.conversion import lightning, torch_file
 from voken_common.conversion.contents import FORMATS, Contents, Format, Manifest, check_finite, check_networks, narrow
 from voken_common.conversion.files import read_file
 from voken_common.conversion.matching import find_config
 from voken_common.conversion.safetensors_file import write_safetensors
 from voken_common.atomic_write import replacing
-from voken_common.generator_schema import GeneratorConfig
-from voken_common.schema import Config
+from voken_common.config.generator import GeneratorConfig
+from voken_common.config.tokenizer import Config
 from voken_jax.conversion import first_stage, places, torch_bridge
 from voken_jax.conversion.first_stage import FirstStage
 from voken_jax.conversion.networks import manifest_of

@@ -17,8 +17,8 @@ import numpy as np
 
 from voken_common.conversion.contents import Arrays
 from voken_common.errors import CheckpointError
-from voken_common.generator_schema import GeneratorConfig
-from voken_common.schema import Config
+from voken_common.config.generator import GeneratorConfig
+from voken_common.config.tokenizer import Config
 
 logger = logging.getLogger("voken")
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from voken_common.conversion.contents import Arrays
-from voken_common.generator_schema import GeneratorConfig
+from voken_common.config.generator import GeneratorConfig
 from voken_common.names import to_jax
 from voken_jax.conversion import torch_bridge
 from voken_jax.conversion.verify import Comparison

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from voken_common.schema import LFQConfig, ModelConfig, QuantizerConfig
+from voken_common.config.tokenizer import LFQConfig, ModelConfig, QuantizerConfig
 from voken_jax.models import magvit2, vqgan
 from voken_jax.models.layers import Policy, conv, subkey
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from voken_common.schema import BlurConfig, DiscriminatorConfig, PatchGANConfig
+from voken_common.config.tokenizer import BlurConfig, DiscriminatorConfig, PatchGANConfig
 from voken_jax.models.layers import Activation, GroupNorm, Policy, at_least_float32, conv
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from voken_common.schema import ModelConfig
+from voken_common.config.tokenizer import ModelConfig
 from voken_jax.models.layers import (
     GroupNorm,
     Policy,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from voken_common.schema import BlurConfig, DiscriminatorConfig, PatchGANConfig
+from voken_common.config.tokenizer import BlurConfig, DiscriminatorConfig, PatchGANConfig
 from voken_torch.kernels import at_least_float32
 from voken_torch.models.layers import GroupNorm, conv
 from voken_torch.quantizers.blocks import ReduceMean

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from voken_common.schema import ModelConfig
+from voken_common.config.tokenizer import ModelConfig
 from voken_torch.kernels import at_least_float32
 from voken_torch.models.layers import GroupNorm, Policy, checkpointed, conv, depth_to_space
 

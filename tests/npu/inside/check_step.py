@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.unit.test_torch_step import assert_same, config_of, flat, images_of
-from voken_common.schedules import build_schedule
+from voken_common.config.schedules import build_schedule
 from voken_torch import device
 from voken_torch.device import Runtime
 from voken_torch.state import create_state

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from tests.unit.test_torch_step import config_of, flat, images_of
-from voken_common.schedules import build_schedule
+from voken_common.config.schedules import build_schedule
 from voken_torch import device, sharding
 from voken_torch.device import Runtime
 from voken_torch.state import create_state

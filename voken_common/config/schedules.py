@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from voken_common.generator_schema import GeneratorConfig, GeneratorOptimizerConfig
-from voken_common.schema import Config
+from voken_common.config.generator import GeneratorConfig, GeneratorOptimizerConfig
+from voken_common.config.tokenizer import Config
 
 
 @dataclass(frozen=True)

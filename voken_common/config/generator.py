@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from voken_common.data.retry import DEFAULT_SECONDS
-from voken_common.data.schema import DataConfig
-from voken_common.sampling import Guidance, Sampling
-from voken_common.schema import (
+from voken_common.config.data import DataConfig
+from voken_common.config.sampling import Guidance, Sampling
+from voken_common.config.tokenizer import (
     Fraction,
     HealthConfig,
     MeshConfig,
@@ -18,7 +18,7 @@ from voken_common.schema import (
     Section,
     TrainingConfig,
 )
-from voken_common.transformer_schema import TransformerConfig
+from voken_common.config.transformer import TransformerConfig
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 

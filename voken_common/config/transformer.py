@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from voken_common.schema import Section
+from voken_common.config.tokenizer import Section
 
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 

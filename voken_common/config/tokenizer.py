@@ -1,7 +1,7 @@
 """The typed, frozen configuration of a tokenizer run.
 
 Every field is named, typed and documented here; the YAML files in `configs/` only choose values. Loading, inheritance,
-overrides and the wording of errors live in `voken_common.config`. Cross-field checks are model validators of the
+overrides and the wording of errors live in `voken_common.config.loading`. Cross-field checks are model validators of the
 section they concern, so that a wrong combination stops before anything is built.
 """
 
@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from voken_common.data.schema import DataConfig
+from voken_common.config.data import DataConfig
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
