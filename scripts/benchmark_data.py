@@ -57,11 +57,11 @@ def generate(folder: Path, count: int, size: tuple[int, int]) -> list[str]:
 
 
 def write_tars(paths: list[str], folder: Path) -> str:
-    """The same files as a set of tars, indexed as `python -m voken_common.data.prepare` does it."""
+    """The same files as a set of tars, indexed as `python -m voken_common.data.tar.prepare` does it."""
     import tarfile
 
-    from voken_common.data.prepare import find_set, prepare_set
-    from voken_common.data.tar_check import CheckOptions
+    from voken_common.data.tar.prepare import find_set, prepare_set
+    from voken_common.data.tar.check import CheckOptions
 
     for number, start in enumerate(range(0, len(paths), 1000)):
         (folder / "set").mkdir(parents=True, exist_ok=True)

@@ -88,8 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.WARNING)
     logging.getLogger("jax").setLevel(logging.ERROR)
     from voken_common.config.loading import load_any_config
-    from voken_common.data.photographs import PHOTOGRAPHS
-    from voken_common.tokens_encoding import Encoding
+    from voken_common.data.sources.skimage import PHOTOGRAPHS
+    from voken_common.data.tokens.encode import Encoding
     from voken_common.visual import class_wall, save_png
     from voken_jax.encode import encode_dataset
     from voken_jax.generator import Generator

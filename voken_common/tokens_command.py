@@ -13,11 +13,11 @@ from voken_common.checkpoint_options import add_no_verify
 from voken_common.checkpoints import Step, Weights
 from voken_common.config.loading import ConfigError, merge, read_mapping, validate, with_overrides
 from voken_common.config.data import DataConfig
-from voken_common.data.token_shards import TokenShardSource
+from voken_common.data.tokens.shards import TokenShardSource
 from voken_common.reconstruction import step_of
 from voken_common.config.tokenizer import Config
-from voken_common.tokens_decoding import decode_dataset
-from voken_common.tokens_encoding import Encoding, EncodingTokenizer, encode_dataset
+from voken_common.data.tokens.decode import decode_dataset
+from voken_common.data.tokens.encode import Encoding, EncodingTokenizer, encode_dataset
 
 Load = Callable[[str, Step, Weights | None, bool], EncodingTokenizer]
 INTERRUPTED = 130

@@ -15,11 +15,12 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from voken_common import tokens_command, tokens_encoding
+from voken_common import tokens_command
+from voken_common.data.tokens import encode as tokens_encoding
 from voken_common.config.data import DataConfig
 from voken_common.config.tokenizer import MeshConfig
-from voken_common.tokens import TokenInfo
-from voken_common.tokens_encoding import Encoding
+from voken_common.data.tokens.format import TokenInfo
+from voken_common.data.tokens.encode import Encoding
 from voken_jax.sharding import batch_sharding, make_mesh, replicated
 from voken_jax.tokenizer import Tokenizer
 
@@ -27,7 +28,7 @@ from voken_jax.tokenizer import Tokenizer
 def encode_dataset(
     tokenizer: Tokenizer, data: DataConfig, output: str | Path, encoding: Encoding | None = None
 ) -> TokenInfo | None:
-    """`voken_common.tokens_encoding.encode_dataset` for a JAX tokenizer."""
+    """`voken_common.data.tokens.encode.encode_dataset` for a JAX tokenizer."""
     return tokens_encoding.encode_dataset(Arrays(tokenizer), data, output, encoding)
 
 

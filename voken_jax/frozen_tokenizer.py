@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from voken_common.data.generator_data import require_fitting_tokenizer, require_same_tokenizer
 from voken_common.config.generator import GeneratorConfig
-from voken_common.tokens import join_ids, sub_tokens
+from voken_common.data.tokens.format import join_ids, sub_tokens
 from voken_jax.models.functional import Weights
 from voken_jax.quantization import encode_indices
 from voken_jax.sharding import batch_sharding, replicated

@@ -28,7 +28,7 @@ from voken_common.generation import (
 from voken_common.config.generator import GeneratorConfig, SamplingConfig
 from voken_common.names import require_same_shapes
 from voken_common.config.sampling import Sampling
-from voken_common.tokens import join_ids
+from voken_common.data.tokens.format import join_ids
 from voken_jax import loading
 from voken_jax.sampling import compiler_options, generate
 from voken_jax.state import build_generator_network

@@ -17,7 +17,7 @@ from voken_common.data.generator_data import (
     require_known_classes,
 )
 from voken_common.data.pipeline import TrainIterator
-from voken_common.data.token_pipeline import TokenIterator
+from voken_common.data.tokens.pipeline import TokenIterator
 from voken_common.config.generator import GeneratorConfig
 from voken_jax.frozen_tokenizer import FrozenTokenizer
 from voken_jax.generator_step import Batch

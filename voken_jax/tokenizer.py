@@ -17,7 +17,7 @@ from voken_common.checkpoints import Step, Weights
 from voken_common.names import require_same_shapes, to_torch
 from voken_common.pixels import pad_to_multiple
 from voken_common.config.tokenizer import Config
-from voken_common.tokens import fingerprint
+from voken_common.data.tokens.format import fingerprint
 from voken_jax import loading
 from voken_jax.quantization import code_indices, encode_indices, lookup
 from voken_jax.state import build_autoencoder

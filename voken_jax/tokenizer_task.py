@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from voken_common.data.pipeline import TrainIterator, build_train_iterator, build_validation_batches
-from voken_common.data.sources import build_source
+from voken_common.data.sources.build import build_source
 from voken_common.run_log import SHOWN, RunLog
 from voken_common.config.schedules import build_schedule
 from voken_common.config.tokenizer import Config

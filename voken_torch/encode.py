@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from voken_common import tokens_command, tokens_encoding
+from voken_common import tokens_command
+from voken_common.data.tokens import encode as tokens_encoding
 from voken_common.config.data import DataConfig
-from voken_common.tokens import TokenInfo
-from voken_common.tokens_encoding import Encoding
+from voken_common.data.tokens.format import TokenInfo
+from voken_common.data.tokens.encode import Encoding
 from voken_torch import device
 from voken_torch.tokenizer import Tokenizer
 
@@ -24,7 +25,7 @@ from voken_torch.tokenizer import Tokenizer
 def encode_dataset(
     tokenizer: Tokenizer, data: DataConfig, output: str | Path, encoding: Encoding | None = None
 ) -> TokenInfo | None:
-    """`voken_common.tokens_encoding.encode_dataset` for a PyTorch tokenizer."""
+    """`voken_common.data.tokens.encode.encode_dataset` for a PyTorch tokenizer."""
     return tokens_encoding.encode_dataset(Arrays(tokenizer), data, output, encoding)
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from voken_common.config.generator import GeneratorConfig
-from voken_common.tokens import join_ids, sub_tokens
+from voken_common.data.tokens.format import join_ids, sub_tokens
 from voken_torch.device import Runtime
 from voken_torch.tokenizer import Tokenizer
 

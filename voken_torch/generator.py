@@ -25,7 +25,7 @@ from voken_common.generation import (
 from voken_common.config.generator import GeneratorConfig, SamplingConfig
 from voken_common.names import require_same_shapes
 from voken_common.config.sampling import Sampling
-from voken_common.tokens import join_ids
+from voken_common.data.tokens.format import join_ids
 from voken_torch import loading
 from voken_torch.device import Runtime
 from voken_torch.models.generator import build_generator

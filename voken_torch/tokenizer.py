@@ -15,7 +15,7 @@ from voken_common.checkpoints import Step, Weights
 from voken_common.names import require_same_shapes
 from voken_common.pixels import pad_to_multiple
 from voken_common.config.tokenizer import Config
-from voken_common.tokens import fingerprint
+from voken_common.data.tokens.format import fingerprint
 from voken_torch import loading
 from voken_torch.device import Runtime
 from voken_torch.models.autoencoder import Autoencoder

@@ -24,7 +24,7 @@ def open_images(config: Config) -> Any:
     """The training images."""
     # Imported late: Grain loads JAX where JAX is installed.
     from voken_common.data.pipeline import build_train_iterator
-    from voken_common.data.sources import build_source
+    from voken_common.data.sources.build import build_source
 
     source = build_source(config.data.train)
     tell("training on %s", source.describe())

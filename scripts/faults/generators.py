@@ -49,8 +49,8 @@ def _mapping(shards: Path) -> dict[str, Any]:
 
 def _shards(folder: Path, count: int = 40) -> Path:
     """Tokens that depend on the class."""
-    from voken_common.data.token_shards import write_token_shards
-    from voken_common.tokens import Record, TokenInfo, TokenizerInfo
+    from voken_common.data.tokens.shards import write_token_shards
+    from voken_common.data.tokens.format import Record, TokenInfo, TokenizerInfo
 
     draw = np.random.default_rng(0)
     tokenizer = TokenizerInfo(name="tiny", reference="made up", fingerprint="0" * 64, config=TINY)
@@ -70,7 +70,7 @@ def _shards(folder: Path, count: int = 40) -> Path:
 @contextmanager
 def poisoned(framework: Framework, *numbers: int) -> Iterator[None]:
     """The loss of the batches of these numbers (from 1) is not finite."""
-    from voken_common.data.token_pipeline import TokenIterator
+    from voken_common.data.tokens.pipeline import TokenIterator
 
     step = __import__(f"voken_{framework.name}.generator_step", fromlist=["token_losses"])
     original = step.token_losses
@@ -89,7 +89,7 @@ def poisoned(framework: Framework, *numbers: int) -> Iterator[None]:
 
 def skipped(framework: Framework) -> str:
     """Up to `health.max_skipped` batches that are not finite are skipped as if never drawn; one more stops the run."""
-    from voken_common.data.token_pipeline import TokenIterator
+    from voken_common.data.tokens.pipeline import TokenIterator
 
     generator, allowed = of(framework), "health.max_skipped=2"
     workdir, without = generator.scratch / "skipped", generator.scratch / "without"

@@ -46,7 +46,7 @@ def damaged_images(framework: Framework) -> str:
 
 def cut_tar(framework: Framework) -> str:
     """A tar that ends in the middle: found before training, its whole part is used; cut later, training refuses it."""
-    from voken_common.data.prepare import main as prepare
+    from voken_common.data.tar.prepare import main as prepare
 
     place, output = framework.scratch / "set", framework.scratch / "prepared"
     files = image_folder(framework.scratch / "tar_images", 40)

@@ -15,7 +15,7 @@ from voken_common.checkpoints import Meta
 from voken_common.config.loading import validate
 from voken_common.conversion.safetensors_file import write_safetensors
 from voken_common.data.pipeline import build_validation_batches
-from voken_common.data.token_shards import TokenShardSource
+from voken_common.data.tokens.shards import TokenShardSource
 from voken_common.metrics import psnr
 from voken_common.pixels import from_uint8
 from voken_jax import encode

@@ -18,7 +18,7 @@ from voken_common.atomic_write import replacing
 from voken_common.generation import seed_of
 from voken_common.pixels import to_uint8
 from voken_common.config.sampling import Sampling
-from voken_common.tokens import join_ids
+from voken_common.data.tokens.format import join_ids
 from voken_jax import sample as jax_sample
 from voken_jax.convert import main as convert
 from voken_jax.generator import Generator as JaxGenerator

@@ -14,10 +14,10 @@ from tests.e2e.tiny import TINY
 from tests.e2e.tiny_generator import ADAPTIVE, FACTORIZED, STEPS, generator_config, generator_mapping, write_generator
 from tests.e2e.tiny_generator import write_shards as shards_in
 from voken_common.config.loading import load_any_config
-from voken_common.data.token_pipeline import TokenIterator, build_token_iterator
+from voken_common.data.tokens.pipeline import TokenIterator, build_token_iterator
 from voken_common.flops import sample_flops
 from voken_common.run_log import RunLog
-from voken_common.tokens import split_ids
+from voken_common.data.tokens.format import split_ids
 from voken_jax import trainer
 from voken_jax.checkpoint import Checkpoints, find_step, read_meta
 from voken_jax.dry_run import dry_run

@@ -20,7 +20,7 @@ from voken_common.checkpoints import Progress
 from voken_common.config.loading import load_config
 from voken_common.data.errors import ReadError
 from voken_common.data.pipeline import TrainIterator
-from voken_common.data.token_pipeline import TokenIterator
+from voken_common.data.tokens.pipeline import TokenIterator
 from voken_common.errors import CheckpointError, DamagedError, NonFiniteError
 from voken_common.run_log import RunLog
 from voken_jax import checkpoint as jax_checkpoint

@@ -5,8 +5,8 @@ import yaml
 
 from tests.e2e.tiny import tiny_config
 from voken_common.config.loading import validate_any
-from voken_common.data.token_shards import write_token_shards
-from voken_common.tokens import Record, TokenInfo, TokenizerInfo
+from voken_common.data.tokens.shards import write_token_shards
+from voken_common.data.tokens.format import Record, TokenInfo, TokenizerInfo
 
 STEPS = 6
 GRID = 8

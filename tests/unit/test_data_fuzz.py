@@ -11,17 +11,17 @@ from PIL import Image
 
 from tests.unit.tar_sets import encoded, write_tar
 from tests.unit.test_data_video import write_video
-from voken_common.data import prepare
-from voken_common.data.array_file import ArrayFileError, map_arrays
+from voken_common.data.tar import prepare
+from voken_common.data.storage.array_file import ArrayFileError, map_arrays
 from voken_common.data.decode import decode_image, open_image
 from voken_common.data.errors import DataError, ImageDecodeError
-from voken_common.data.imagenet_tar import ImageNetTar
+from voken_common.data.sources.imagenet_tar import ImageNetTar
 from voken_common.data.pipeline import build_train_iterator
 from voken_common.config.data import DataConfig, ImageNetTarConfig, TarConfig, TarSetConfig
-from voken_common.data.tar_check import CheckOptions, check_tar, image_problem
-from voken_common.data.tar_format import TarDamageError, walk_tar
-from voken_common.data.tar_source import TarSource
-from voken_common.data.video import ClipReader
+from voken_common.data.tar.check import CheckOptions, check_tar, image_problem
+from voken_common.data.tar.format import TarDamageError, walk_tar
+from voken_common.data.sources.tar import TarSource
+from voken_common.data.sources.video import ClipReader
 
 LONGEST = 20.0
 """Seconds that no single case may take, on a machine however busy."""

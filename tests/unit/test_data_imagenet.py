@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from tests.unit.tar_sets import encoded, numbers, write_tar
-from voken_common.data import imagenet_tar, listing
+from voken_common.data.sources.build import imagenet_tar
+from voken_common.data.sources.build import listing
 from voken_common.data.errors import DataError
-from voken_common.data.files import ImageFolder
+from voken_common.data.sources.folder import ImageFolder
 from voken_common.data.pipeline import build_train_iterator
 from voken_common.config.data import DataConfig, ImageNetTarConfig
-from voken_common.data.sources import build_source
+from voken_common.data.sources.build import build_source
 
 CLASSES = {
     "n02": ["n02_9.JPEG", "n02_10.JPEG"],

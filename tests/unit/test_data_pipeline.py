@@ -15,7 +15,7 @@ from voken_common.data import pipeline, transforms
 from voken_common.data.bad_images import BadImageLimit
 from voken_common.data.decode import decode_image
 from voken_common.data.errors import DataError, TooManyBadImagesError
-from voken_common.data.photographs import Photographs
+from voken_common.data.sources.skimage import Photographs
 from voken_common.data.pipeline import build_train_iterator, build_validation_batches, steps_per_epoch
 from voken_common.config.data import DataConfig, ImageFolderConfig, SkimageConfig
 

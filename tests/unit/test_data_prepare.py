@@ -1,4 +1,4 @@
-"""Walking tars, checking their images, and what `python -m voken_common.data.prepare` writes."""
+"""Walking tars, checking their images, and what `python -m voken_common.data.tar.prepare` writes."""
 
 import concurrent.futures
 import io
@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from tests.unit.tar_sets import encoded, read_json, write_set, write_tar
-from voken_common.data import prepare
-from voken_common.data.tar_check import IMAGE_KEYS, CheckOptions, check_tar, image_problem, sample_key
-from voken_common.data.tar_format import TarDamageError, walk_tar
-from voken_common.data.tar_index import TarIndex
+from voken_common.data.tar import prepare
+from voken_common.data.tar.check import IMAGE_KEYS, CheckOptions, check_tar, image_problem, sample_key
+from voken_common.data.tar.format import TarDamageError, walk_tar
+from voken_common.data.tar.index import TarIndex
 
 LONG = "folder/" + "n" * 180 + ".png"
 
@@ -308,7 +308,7 @@ def test_a_process_that_dies_is_reported(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
     root = write_set(tmp_path / "set", [50] * 12)
-    command = [sys.executable, "-m", "voken_common.data.prepare", str(root), "--workers", "1", "--output"]
+    command = [sys.executable, "-m", "voken_common.data.tar.prepare", str(root), "--workers", "1", "--output"]
     kills = 0
     while kills < 3:
         process = subprocess.Popen([*command, str(tmp_path / "out")], stderr=subprocess.DEVNULL)

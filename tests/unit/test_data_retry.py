@@ -13,13 +13,16 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from tests.unit.tar_sets import numbers, write_set
-from voken_common.data import prepare, retry, storage, video
-from voken_common.data.array_records import system_error
+from voken_common.data.tar import prepare
+from voken_common.data.storage.files import retry
+from voken_common.data.storage.files import files as storage
+from voken_common.data.sources.build import video
+from voken_common.data.storage.array_records import system_error
 from voken_common.data.clips import ClipLoader
 from voken_common.data.errors import ImageDecodeError, ReadError
-from voken_common.data.files import FileSource
+from voken_common.data.sources.folder import FileSource
 from voken_common.data.pipeline import build_train_iterator, build_validation_batches
-from voken_common.data.retry import Patience, is_gone
+from voken_common.data.storage.retry import Patience, is_gone
 from voken_common.config.data import (
     DataConfig,
     ImageFolderConfig,
@@ -28,9 +31,9 @@ from voken_common.config.data import (
     TFDSConfig,
     VideoFolderConfig,
 )
-from voken_common.data.tar_index import Fingerprint, TarIndex
-from voken_common.data.tfds_source import TFDSSource
-from voken_common.data.video import ClipReader, VideoFolder
+from voken_common.data.tar.index import Fingerprint, TarIndex
+from voken_common.data.sources.tfds import TFDSSource
+from voken_common.data.sources.video import ClipReader, VideoFolder
 
 COUNT = 9
 RECORD_ERROR = "pread() failed: Input/output error; reading /data/x-0.array_record; at byte 80356; Could not read from"

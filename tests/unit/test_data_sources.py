@@ -14,12 +14,12 @@ from PIL import Image
 
 from voken_common.data.decode import decode_image
 from voken_common.data.errors import DataError, ImageDecodeError
-from voken_common.data.files import ImageFolder, ListFile, StringTable
-from voken_common.data.photographs import PHOTOGRAPHS, Photographs, load_photograph
+from voken_common.data.sources.folder import ImageFolder, ListFile, StringTable
+from voken_common.data.sources.skimage import PHOTOGRAPHS, Photographs, load_photograph
 from voken_common.data.pipeline import build_train_iterator
-from voken_common.data.samples import SampleLoader
+from voken_common.data.images import SampleLoader
 from voken_common.config.data import DataConfig, ImageFolderConfig, ListFileConfig, SkimageConfig, TFDSConfig
-from voken_common.data.sources import build_source
+from voken_common.data.sources.build import build_source
 
 
 def write_image(path, value=0):

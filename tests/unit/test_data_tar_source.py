@@ -12,12 +12,13 @@ import pytest
 
 from tests.unit.tar_sets import encoded, numbers, write_set, write_tar
 from voken_common.config.loading import ConfigError, validate
-from voken_common.data import prepare, storage
+from voken_common.data.tar import prepare
+from voken_common.data.storage.files import files as storage
 from voken_common.data.errors import DataError
 from voken_common.data.pipeline import build_train_iterator, build_validation_batches
 from voken_common.config.data import DataConfig, ImageFolderConfig, TarConfig, TarSetConfig
-from voken_common.data.sources import build_source
-from voken_common.data.tar_index import TarIndex
+from voken_common.data.sources.build import build_source
+from voken_common.data.tar.index import TarIndex
 
 COUNTS = (9, 4, 12, 1, 6)
 
@@ -235,7 +236,7 @@ def test_tars_that_changed_are_found_out(changing, change, message):
     with pytest.raises(DataError, match=message) as caught:
         opened(index)
     if "no folder" not in message:
-        assert "voken_common.data.prepare` on the set again" in str(caught.value)
+        assert "voken_common.data.tar.prepare` on the set again" in str(caught.value)
 
 
 def test_a_copy_with_another_time_and_place_is_the_same(changing, tmp_path):

@@ -8,12 +8,13 @@ import av
 import numpy as np
 import pytest
 
-from voken_common.data import transforms, video
+from voken_common.data import transforms
+from voken_common.data.sources.build import video
 from voken_common.data.errors import DataError, ImageDecodeError, TooManyBadImagesError
 from voken_common.data.pipeline import build_train_iterator, build_validation_batches
 from voken_common.config.data import DataConfig, ImageFolderConfig, VideoFolderConfig
-from voken_common.data.sources import build_source
-from voken_common.data.video import ClipReader
+from voken_common.data.sources.build import build_source
+from voken_common.data.sources.video import ClipReader
 from voken_common.config.generator import TokenDataConfig
 
 CODECS = {"mp4": "libx264", "avi": "mpeg4", "webm": "libvpx"}

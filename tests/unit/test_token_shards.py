@@ -9,12 +9,13 @@ import time
 import numpy as np
 import pytest
 
-from voken_common.data import retry, token_folder
+from voken_common.data.storage.files import retry
+from voken_common.data.tokens import folder as token_folder
 from voken_common.data.errors import DataError, ReadError
-from voken_common.data.token_pipeline import build_token_batches, build_token_iterator
-from voken_common.data.token_shards import TokenShardSource, TokenShardWriter, write_token_shards
+from voken_common.data.tokens.pipeline import build_token_batches, build_token_iterator
+from voken_common.data.tokens.shards import TokenShardSource, TokenShardWriter, write_token_shards
 from voken_common.config.generator import TokenDataConfig
-from voken_common.tokens import (
+from voken_common.data.tokens.format import (
     Record,
     TokenInfo,
     TokenizerInfo,

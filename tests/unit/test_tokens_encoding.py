@@ -11,17 +11,17 @@ import pytest
 from PIL import Image
 
 from tests.e2e.tiny import TINY, quantized_by
-from voken_common import tokens_encoding
+from voken_common.data.tokens import encode as tokens_encoding
 from voken_common.config.loading import ConfigError, validate
 from voken_common.data.errors import DataError, TooManyBadImagesError
-from voken_common.data.photographs import Photographs
+from voken_common.data.sources.skimage import Photographs
 from voken_common.config.data import DataConfig
-from voken_common.data.token_shards import TokenShardSource
+from voken_common.data.tokens.shards import TokenShardSource
 from voken_common.pixels import from_uint8
-from voken_common.tokens import join_ids
+from voken_common.data.tokens.format import join_ids
 from voken_common.tokens_command import build_parser, data_config, run
-from voken_common.tokens_decoding import decode_dataset, file_name
-from voken_common.tokens_encoding import Encoding, encode_dataset, vocabularies
+from voken_common.data.tokens.decode import decode_dataset, file_name
+from voken_common.data.tokens.encode import Encoding, encode_dataset, vocabularies
 
 COUNT, SIDE, FACTOR = 11, 8, 2
 

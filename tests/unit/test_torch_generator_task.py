@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from voken_common.data.errors import DataError
-from voken_common.tokens import split_ids
+from voken_common.data.tokens.format import split_ids
 from voken_torch.frozen_tokenizer import FrozenTokenizer
 from voken_torch.generator_task import GeneratorTask
 

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from voken_common.data.retry import DEFAULT_SECONDS
+from voken_common.data.storage.retry import DEFAULT_SECONDS
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 
@@ -67,7 +67,7 @@ class SkimageConfig(DataSection):
 
 
 class TarSetConfig(DataSection):
-    """A set of text-to-image tars that `python -m voken_common.data.prepare` has checked."""
+    """A set of text-to-image tars that `python -m voken_common.data.tar.prepare` has checked."""
 
     index: NonEmpty
     """The `.index` file that the command wrote."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from voken_common.data.retry import DEFAULT_SECONDS
+from voken_common.data.storage.retry import DEFAULT_SECONDS
 from voken_common.config.data import DataConfig
 from voken_common.config.sampling import Guidance, Sampling
 from voken_common.config.tokenizer import (

@@ -13,10 +13,10 @@ from jaxtyping import UInt8
 from voken_common.data import transforms
 from voken_common.data.bad_images import BadImage
 from voken_common.data.errors import ImageDecodeError
-from voken_common.data.samples import MAX_ASPECT, SampleLoader
+from voken_common.data.images import MAX_ASPECT, SampleLoader
 from voken_common.config.data import DataConfig
-from voken_common.data.sources import ImageSource
-from voken_common.data.video import ClipReader, VideoFolder
+from voken_common.data.sources.build import ImageSource
+from voken_common.data.sources.video import ClipReader, VideoFolder
 
 
 class ClipLoader(SampleLoader):

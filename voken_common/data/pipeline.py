@@ -19,7 +19,7 @@ from voken_common.data.errors import DataError
 from voken_common.data.loaders import training_samples, validation_rows
 from voken_common.data.order import Placement, PositionedBatches, check_process, grain, in_a_thread
 from voken_common.config.data import DataConfig
-from voken_common.data.sources import ImageSource, build_source
+from voken_common.data.sources.build import ImageSource, build_source
 
 
 def _collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

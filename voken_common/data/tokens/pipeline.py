@@ -11,7 +11,7 @@ import numpy as np
 
 from voken_common.data.errors import DataError
 from voken_common.data.order import Placement, PositionedBatches, check_process, grain
-from voken_common.data.token_shards import TokenShardSource
+from voken_common.data.tokens.shards import TokenShardSource
 from voken_common.config.generator import TokenDataConfig
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from voken_common.data.array_file import ArrayFileError, StringTable, map_arrays, pack_strings, write_arrays
+from voken_common.data.storage.array_file import ArrayFileError, StringTable, map_arrays, pack_strings, write_arrays
 from voken_common.data.errors import DataError
 
 logger = logging.getLogger("voken.data")

@@ -10,12 +10,12 @@ from typing import Any
 
 from PIL import Image
 
-from voken_common.data import storage
+from voken_common.data.storage.files import files as storage
 from voken_common.data.decode import reason_of, to_rgb
-from voken_common.data.files import IMAGES
-from voken_common.data.samples import MAX_ASPECT
-from voken_common.data.tar_format import TarDamageError, TarMember, walk_tar
-from voken_common.data.tar_index import Fingerprint, IndexedTar
+from voken_common.data.sources.folder import IMAGES
+from voken_common.data.images import MAX_ASPECT
+from voken_common.data.tar.format import TarDamageError, TarMember, walk_tar
+from voken_common.data.tar.index import Fingerprint, IndexedTar
 
 IMAGE_KEYS = ("jpg", "jpeg.jpg", "jpg.jpg", "png", "webp")
 """What follows the first dot of a member's name, in lower case, if it is an image; of one sample the first is taken."""

@@ -1,6 +1,6 @@
 """The folder of a data set of tokens: what lies in it, and the JSON that says so.
 
-    FOLDER/tokens.json                what all shards share (`voken_common.tokens.TokenInfo`)
+    FOLDER/tokens.json                what all shards share (`voken_common.data.tokens.format.TokenInfo`)
     FOLDER/shard-00000.array_record   samples 0 to samples_per_shard - 1 of the source, in order
     FOLDER/shard-00000.json           written last: a shard is finished when it is there (`ShardInfo`)
 
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from voken_common.data.errors import DataError
 from voken_common.atomic_write import replacing
-from voken_common.tokens import ShardInfo, TokenInfo
+from voken_common.data.tokens.format import ShardInfo, TokenInfo
 
 INFO_FILE = "tokens.json"
 

@@ -1,4 +1,4 @@
-"""Check text-to-image tars once, before training: `python -m voken_common.data.prepare DIR... --output DIR`.
+"""Check text-to-image tars once, before training: `python -m voken_common.data.tar.prepare DIR... --output DIR`.
 
 Every DIR is a set, a folder or URL that holds `webdataset/*.tar` or `*.tar`. For each set NAME the output folder gets
 
@@ -26,11 +26,11 @@ from typing import Any
 
 import tqdm
 
-from voken_common.data import storage
+from voken_common.data.storage.files import files as storage
 from voken_common.data.errors import DataError
-from voken_common.data.retry import DEFAULT_SECONDS, Patience, reason
-from voken_common.data.tar_check import IMAGE_KEYS, CheckOptions, TarReport, check_tar
-from voken_common.data.tar_index import INDEX_SUFFIX, IndexColumns, IndexedTar
+from voken_common.data.storage.retry import DEFAULT_SECONDS, Patience, reason
+from voken_common.data.tar.check import IMAGE_KEYS, CheckOptions, TarReport, check_tar
+from voken_common.data.tar.index import INDEX_SUFFIX, IndexColumns, IndexedTar
 from voken_common.data.workers import initialize_worker
 from voken_common.atomic_write import replacing
 
@@ -236,7 +236,7 @@ def _write_json(path: Path, values: Any, *, compact: bool = False) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m voken_common.data.prepare",
+        prog="python -m voken_common.data.tar.prepare",
         description="Check sets of text-to-image tars and write their indices, samples and filter-keys files.",
     )
     parser.add_argument("sets", nargs="+", metavar="DIR", help="a set: folder or URL with webdataset/*.tar or *.tar")

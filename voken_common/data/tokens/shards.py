@@ -1,6 +1,6 @@
 """Token shards: array_record files of tokens, labels and keys, with random access.
 
-How their folder is made up is in `voken_common.data.token_folder`.
+How their folder is made up is in `voken_common.data.tokens.folder`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from voken_common.data.array_records import array_record_module, system_error
+from voken_common.data.storage.array_records import array_record_module, system_error
 from voken_common.data.errors import DataError, ReadError
-from voken_common.data.retry import DEFAULT_SECONDS, Patience, reason
-from voken_common.data.sources import spread_evenly
-from voken_common.data.storage import folder_expected
-from voken_common.data.token_folder import (
+from voken_common.data.storage.retry import DEFAULT_SECONDS, Patience, reason
+from voken_common.data.sources.build import spread_evenly
+from voken_common.data.storage.files import folder_expected
+from voken_common.data.tokens.folder import (
     finish,
     read_info,
     require_complete,
@@ -33,7 +33,7 @@ from voken_common.data.token_folder import (
     start,
     write_json,
 )
-from voken_common.tokens import Record, ShardInfo, TokenInfo, decode_record, encode_record
+from voken_common.data.tokens.format import Record, ShardInfo, TokenInfo, decode_record, encode_record
 
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 _READER_OPTIONS = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}

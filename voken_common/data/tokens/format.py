@@ -1,7 +1,7 @@
 """Token data sets: what a folder of shards says about itself, and the bytes of one record. No array_record, no Grain.
 
-A folder holds `tokens.json` (a `TokenInfo`) and shards; see `voken_common.data.token_folder`, and for reading and
-writing them `voken_common.data.token_shards`.
+A folder holds `tokens.json` (a `TokenInfo`) and shards; see `voken_common.data.tokens.folder`, and for reading and
+writing them `voken_common.data.tokens.shards`.
 
 Shape letters: h w = tokens along the sides, T = h * w, row-major, S = sub-tokens of a position (2 where ids are
 factorized, else 1).

@@ -1,6 +1,6 @@
 """The index of a set of tars: where each good image lies, so that any can be read without reading the others.
 
-38 bytes and the name per image, mapped into memory. `python -m voken_common.data.prepare` writes it.
+38 bytes and the name per image, mapped into memory. `python -m voken_common.data.tar.prepare` writes it.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from pathlib import Path
 
 import numpy as np
 
-from voken_common.data import storage
-from voken_common.data.array_file import ArrayFileError, StringTable, map_arrays, pack_strings, write_arrays
+from voken_common.data.storage.files import files as storage
+from voken_common.data.storage.array_file import ArrayFileError, StringTable, map_arrays, pack_strings, write_arrays
 from voken_common.data.errors import DataError
-from voken_common.data.listing import some
-from voken_common.data.tar_format import BLOCK, TarMember
+from voken_common.data.sources.listing import some
+from voken_common.data.tar.format import BLOCK, TarMember
 
 INDEX_SUFFIX = ".index"
 _VERSION = 1
 _HEAD = 4096
 _CHECKED_AT_A_TIME = 16
-_AGAIN = "run `python -m voken_common.data.prepare` on the set again, which checks only the tars that changed"
+_AGAIN = "run `python -m voken_common.data.tar.prepare` on the set again, which checks only the tars that changed"
 
-_WRITE = "write it with `python -m voken_common.data.prepare SET --output FOLDER` and name FOLDER/SET.index"
+_WRITE = "write it with `python -m voken_common.data.tar.prepare SET --output FOLDER` and name FOLDER/SET.index"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,31 +107,31 @@ def build_source(config: SourceConfig) -> ImageSource:
     # Imported here because each kind may need a package that the others do not.
     match config:
         case ImageFolderConfig():
-            from voken_common.data.files import ImageFolder
+            from voken_common.data.sources.folder import ImageFolder
 
             return ImageFolder(config.path, exclude=config.exclude, list_cache=config.list_cache)
         case ListFileConfig():
-            from voken_common.data.files import ListFile
+            from voken_common.data.sources.folder import ListFile
 
             return ListFile(config.path, root=config.root)
         case TFDSConfig():
-            from voken_common.data.tfds_source import TFDSSource
+            from voken_common.data.sources.tfds import TFDSSource
 
             return TFDSSource(config)
         case SkimageConfig():
-            from voken_common.data.photographs import Photographs
+            from voken_common.data.sources.skimage import Photographs
 
             return Photographs(config.region, crops=config.crops)
         case TarConfig():
-            from voken_common.data.tar_source import TarSource
+            from voken_common.data.sources.tar import TarSource
 
             return TarSource(config)
         case ImageNetTarConfig():
-            from voken_common.data.imagenet_tar import ImageNetTar
+            from voken_common.data.sources.imagenet_tar import ImageNetTar
 
             return ImageNetTar(config)
         case VideoFolderConfig():
-            from voken_common.data.video import VideoFolder
+            from voken_common.data.sources.video import VideoFolder
 
             return VideoFolder(config)
     raise AssertionError(config)

@@ -17,10 +17,10 @@ from voken_common.data import transforms
 from voken_common.data.bad_images import BadImage, BadImageLimit
 from voken_common.data.decode import open_image
 from voken_common.data.errors import ImageDecodeError
-from voken_common.data.retry import Patience, reason
+from voken_common.data.storage.retry import Patience, reason
 from voken_common.config.data import DataConfig
-from voken_common.data.sources import ImageSource
-from voken_common.data.storage import folder_expected
+from voken_common.data.sources.build import ImageSource
+from voken_common.data.storage.files import folder_expected
 
 T = TypeVar("T")
 
