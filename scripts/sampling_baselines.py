@@ -76,7 +76,7 @@ def ours_jax(case: Case) -> Generate:
     import jax
     import jax.numpy as jnp
 
-    from voken_common import names
+    from voken_common.checkpoints.steps import weight_names as names
     from voken_jax.models.functional import Network
     from voken_jax.models.generator import build_generator
     from voken_jax.models.layers import Policy

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from voken_common import names
+from voken_common.checkpoints.steps import weight_names as names
 
 FORWARD_FLOAT32, GRADIENT_FLOAT32 = 2e-5, 1e-4
 STORED_FLOAT32, EXACT = 1e-6, 1e-8

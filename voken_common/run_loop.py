@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from voken_common.checkpoints import Progress
+from voken_common.checkpoints.steps import Progress
 from voken_common.collapse import CodeUse, CollapseWatch
 from voken_common.config.loading import AnyConfig
 from voken_common.data.errors import DataError

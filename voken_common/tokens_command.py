@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from voken_common.checkpoint_options import add_no_verify
-from voken_common.checkpoints import Step, Weights
+from voken_common.checkpoints.steps import Step, Weights
 from voken_common.config.loading import ConfigError, merge, read_mapping, validate, with_overrides
 from voken_common.config.data import DataConfig
 from voken_common.data.tokens.shards import TokenShardSource

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from voken_common.checkpoints import (
+from voken_common.checkpoints.steps import (
     FOLDER,
     ITEMS,
     Meta,
@@ -39,7 +39,7 @@ from voken_common.checkpoints import (
 from voken_common.config.loading import AnyConfig
 from voken_common.errors import CheckpointError
 from voken_common.config.generator import GeneratorCheckpointConfig
-from voken_common.run_steps import RunSteps, StepFiles
+from voken_common.checkpoints.keeping import RunSteps, StepFiles
 from voken_common.config.tokenizer import CheckpointConfig
 from voken_jax.distributed import gather_objects
 from voken_jax.generator_step import GeneratorState

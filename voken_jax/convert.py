@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 from voken_common.checkpoint_options import add_no_verify
-from voken_common.conversion.contents import FORMATS
+from voken_common.checkpoints.conversion.contents import FORMATS
 
 DIFFERS = 4
 

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 from numpy.typing import ArrayLike, DTypeLike
 
-from voken_common.checkpoints import Step, Weights
-from voken_common.first_stage import find_tokenizer
+from voken_common.checkpoints.steps import Step, Weights
+from voken_common.checkpoints.frozen_tokenizer import find_tokenizer
 from voken_common.generation import (
     Samples,
     check_labels,
@@ -26,7 +26,7 @@ from voken_common.generation import (
     require_fitting,
 )
 from voken_common.config.generator import GeneratorConfig, SamplingConfig
-from voken_common.names import require_same_shapes
+from voken_common.checkpoints.weight_names import require_same_shapes
 from voken_common.config.sampling import Sampling
 from voken_common.data.tokens.format import join_ids
 from voken_jax import loading

@@ -14,8 +14,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint._src.metadata import array_metadata_store
 from orbax.checkpoint._src.path import atomicity
 
-from voken_common import integrity
-from voken_common.checkpoints import ITEMS, Weights
+from voken_common.checkpoints.steps import checksums as integrity
+from voken_common.checkpoints.steps import ITEMS, Weights
 from voken_jax.ocdbt import stored_arrays
 
 _STILL_CHANGING = ("_CHECKPOINT_METADATA", "commit_success.txt")

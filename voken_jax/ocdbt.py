@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorstore as ts
 
-from voken_common.integrity import Extent
+from voken_common.checkpoints.checksums import Extent
 
 _MANIFEST = "manifest.ocdbt"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from voken_common import names
-from voken_common.lpips_weights import lpips_vgg_weights
+from voken_common.checkpoints.steps import weight_names as names
+from voken_common.checkpoints.lpips_weights import lpips_vgg_weights
 from voken_common.config.tokenizer import Config
 from voken_jax.models.functional import Network
 from voken_jax.models.lpips import LPIPS

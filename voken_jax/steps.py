@@ -21,7 +21,7 @@ import numpy as np
 from clu import metrics as clu_metrics
 from jax.sharding import Mesh
 
-from voken_common.checkpoints import Progress
+from voken_common.checkpoints.steps import Progress
 from voken_common.collapse import CodeUse
 from voken_common.errors import NonFiniteError
 from voken_common.health import SKIPPED, save_failed_batch

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
-from voken_common.checkpoints import Step, Weights
-from voken_common.names import require_same_shapes, to_torch
+from voken_common.checkpoints.steps import Step, Weights
+from voken_common.checkpoints.weight_names import require_same_shapes, to_torch
 from voken_common.pixels import pad_to_multiple
 from voken_common.config.tokenizer import Config
 from voken_common.data.tokens.format import fingerprint

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from voken_common import names
+from voken_common.checkpoints.steps import weight_names as names
 from voken_common.errors import NonFiniteError
 from voken_common.config.generator import GeneratorConfig
 from voken_common.config.schedules import Schedule, scheduled_weight_decay

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from voken_common import names
+from voken_common.checkpoints.steps import weight_names as names
 from voken_common.config.tokenizer import Config
 from voken_torch import optim
 from voken_torch.device import Runtime

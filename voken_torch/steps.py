@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from voken_common.checkpoints import Progress
+from voken_common.checkpoints.steps import Progress
 from voken_common.collapse import CodeUse
 from voken_common.errors import NonFiniteError
 from voken_common.health import SKIPPED, save_failed_batch

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from voken_common.checkpoints import Step, Weights
-from voken_common.names import require_same_shapes
+from voken_common.checkpoints.steps import Step, Weights
+from voken_common.checkpoints.weight_names import require_same_shapes
 from voken_common.pixels import pad_to_multiple
 from voken_common.config.tokenizer import Config
 from voken_common.data.tokens.format import fingerprint

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from voken_common.checkpoints import Progress, check_same_run
+from voken_common.checkpoints.steps import Progress, check_same_run
 from voken_common.config.loading import AnyConfig, to_yaml
 from voken_common.atomic_write import replacing
-from voken_common.first_stage import tokenizer_of_run
+from voken_common.checkpoints.frozen_tokenizer import tokenizer_of_run
 from voken_common.profiling import FOLDER, Profiler
 from voken_common.run_lock import held
 from voken_common.run_log import StopRequest

@@ -15,7 +15,7 @@ import torch
 from tests.e2e.tiny import TINY, quantized_by
 from tests.golden_cases import load_cases
 from tests.reference_config import checkpoint_config
-from voken_common import torch_pickle
+from voken_common.checkpoints.steps import torch_pickle
 from voken_common.config.loading import to_yaml, validate
 from voken_common.data.pipeline import build_train_iterator
 from voken_common.errors import CheckpointError

@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.published_generator import FAMILIES, call, networks_once  # noqa: F401
 from tests.e2e.tiny_generator import generator_config, write_shards
-from voken_common.checkpoints import Meta, Progress
+from voken_common.checkpoints.steps import Meta, Progress
 from voken_common.data.tokens.pipeline import build_token_iterator
 from voken_jax.checkpoint import Checkpoints
 from voken_jax.generator_task import GeneratorTask

@@ -9,7 +9,7 @@ import pytest
 
 from voken_common.published.models import models as published
 from voken_common.config.loading import load_any_config
-from voken_common.conversion import matching
+from voken_common.checkpoints.steps.conversion import matching
 from voken_common.errors import CheckpointError
 from voken_jax.conversion import run
 from voken_jax.conversion.networks import manifest_of

@@ -10,9 +10,9 @@ from PIL import Image
 
 from tests.e2e.tiny import TINY
 from tests.e2e.tiny_generator import ADAPTIVE, CLASSES, FACTORIZED, GRID, generator_mapping
-from voken_common.checkpoints import Meta
+from voken_common.checkpoints.steps import Meta
 from voken_common.config.loading import validate_any
-from voken_common.conversion.safetensors_file import write_safetensors
+from voken_common.checkpoints.conversion.safetensors_file import write_safetensors
 from voken_common.errors import CheckpointError
 from voken_common.atomic_write import replacing
 from voken_common.generation import seed_of

@@ -16,7 +16,7 @@ from tests.e2e.test_torch_train import assert_same_content
 from tests.e2e.test_train import assert_same_state, restored
 from tests.e2e.tiny import quantized_by, write
 from tests.e2e.tiny_generator import generator_config, write_shards
-from voken_common.checkpoints import Progress
+from voken_common.checkpoints.steps import Progress
 from voken_common.config.loading import load_config
 from voken_common.data.errors import ReadError
 from voken_common.data.pipeline import TrainIterator

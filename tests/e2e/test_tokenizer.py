@@ -14,7 +14,7 @@ from PIL import Image
 from tests.e2e.tiny import STEPS, quantized_by
 from voken_common.config.loading import validate
 from voken_common.errors import CheckpointError
-from voken_common.names import NameMismatch
+from voken_common.checkpoints.weight_names import NameMismatch
 from voken_jax.reconstruct import main
 from voken_jax.state import build_autoencoder
 from voken_jax.tokenizer import Tokenizer

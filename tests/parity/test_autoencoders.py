@@ -17,7 +17,7 @@ from tests.golden_cases import (
 )
 from tests.objectives import evaluate
 from tests.reference_config import model_section
-from voken_common import names
+from voken_common.checkpoints.steps import weight_names as names
 from voken_common.config.tokenizer import IBQConfig, LFQConfig, ModelConfig
 from voken_jax.models.autoencoder import Autoencoder
 from voken_jax.models.functional import Network

@@ -15,7 +15,7 @@ from tests.golden_cases import (
     weights_for,
 )
 from tests.objectives import evaluate
-from voken_common import names
+from voken_common.checkpoints.steps import weight_names as names
 from voken_common.config.tokenizer import BlurConfig, PatchGANConfig
 from voken_jax.models.discriminator import binomial_kernel, build_discriminator
 from voken_jax.models.functional import Network, buffers_of

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from tests.golden_cases import FORWARD_FLOAT32, assert_close, assert_numbers, uniform, weights_for
-from voken_common import names
+from voken_common.checkpoints.steps import weight_names as names
 from voken_common.config.sampling import Sampling
 from voken_common.config.transformer import TransformerConfig
 from voken_jax.models.functional import Network

@@ -6,7 +6,7 @@ import numpy as np
 
 from tests.golden_cases import assert_close, assert_numbers, channels_first, channels_last, uniform, weight, weights_for
 from tests.reference_config import trajectory_config
-from voken_common import names
+from voken_common.checkpoints.steps import weight_names as names
 from voken_common.config.schedules import build_schedule
 from voken_jax.models.functional import Network
 from voken_jax.models.layers import Policy

@@ -11,13 +11,15 @@ import safetensors.torch
 import torch
 
 from tests.e2e.tiny import TINY
-from voken_common import names
-from voken_common.checkpoints import Meta
+from voken_common.checkpoints.steps import weight_names as names
+from voken_common.checkpoints.steps import Meta
 from voken_common.config.loading import validate
-from voken_common.conversion import contents as c
-from voken_common.conversion import lightning, matching, torch_file
-from voken_common.conversion.files import read_file
-from voken_common.conversion.safetensors_file import is_safetensors, read_safetensors, write_safetensors
+from voken_common.checkpoints.steps.conversion import contents as c
+from voken_common.checkpoints.steps.conversion import lightning
+from voken_common.checkpoints.steps.conversion import matching
+from voken_common.checkpoints.steps.conversion import torch_file
+from voken_common.checkpoints.conversion.formats import read_file
+from voken_common.checkpoints.conversion.safetensors_file import is_safetensors, read_safetensors, write_safetensors
 from voken_common.errors import CheckpointError, RefusedError
 from voken_common.published.models import find
 from voken_jax.conversion import places

@@ -6,7 +6,7 @@ import pytest
 
 from voken_common.config.loading import load_any_config, to_yaml
 from voken_common.errors import CheckpointError
-from voken_common.first_stage import find_tokenizer, tokenizer_of_run
+from voken_common.checkpoints.frozen_tokenizer import find_tokenizer, tokenizer_of_run
 from voken_common.published.models import config_file, find
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from voken_common.checkpoints import Progress
+from voken_common.checkpoints.steps import Progress
 from voken_common.data.errors import DataError
 from voken_common.errors import CheckpointError, NonFiniteError, WorkdirError
 from voken_common.health import (

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from voken_common import integrity
-from voken_common.checkpoints import choose_step, failed_write, newest_good, set_aside
+from voken_common.checkpoints.steps import checksums as integrity
+from voken_common.checkpoints.steps import choose_step, failed_write, newest_good, set_aside
 from voken_common.errors import CheckpointError, DamagedError
-from voken_common.integrity import Extent, problems, quick_problems, write_checksums, zip_problems
-from voken_common.torch_pickle import storage_names
+from voken_common.checkpoints.checksums import Extent, problems, quick_problems, write_checksums, zip_problems
+from voken_common.checkpoints.torch_pickle import storage_names
 
 
 @pytest.fixture

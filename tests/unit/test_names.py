@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voken_common import names
+from voken_common.checkpoints.steps import weight_names as names
 
 LEAVES = [
     ("encoder.norm_out.weight", (8,), "encoder.norm_out.scale", (8,)),

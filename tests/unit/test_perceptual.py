@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.e2e.tiny import tiny_config
-from voken_common.lpips_weights import PREFIX, lpips_shapes
-from voken_common.weights import WeightsError
+from voken_common.checkpoints.lpips_weights import PREFIX, lpips_shapes
+from voken_common.checkpoints.downloads import WeightsError
 from voken_jax.perceptual import build_lpips, load_perceptual
 from voken_jax.trainer import build
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.golden_cases import torch_shape
-from voken_common import names
+from voken_common.checkpoints.steps import weight_names as names
 from voken_common.config.loading import load_any_config, load_config
 from voken_common.published.models import MODELS, find
 from voken_jax.models.functional import Network

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from tests.unit.test_checkpoint import open_iterator, state_of, tiny_config
-from voken_common import integrity, run_steps
+from voken_common.checkpoints.steps import checksums as integrity
+from voken_common.checkpoints.steps import keeping as run_steps
 from voken_common.config.loading import with_overrides
 from voken_common.errors import CheckpointError
-from voken_common.run_steps import RunSteps, StepFiles
+from voken_common.checkpoints.keeping import RunSteps, StepFiles
 from voken_jax import checkpoint as jax_checkpoint
 from voken_jax import integrity as jax_integrity
 from voken_torch import checkpoint as torch_checkpoint

@@ -14,10 +14,10 @@ from tests.e2e.tiny_generator import generator_mapping
 from tests.unit.test_conversion import META, WEIGHTS, write
 from tests.unit.test_fuzz import mutated
 from tests.unit.test_retention import ONE, TorchRun
-from voken_common.checkpoints import Meta
+from voken_common.checkpoints.steps import Meta
 from voken_common.config.loading import validate_any
-from voken_common.conversion.files import read_file
-from voken_common.conversion.safetensors_file import read_safetensors, write_safetensors
+from voken_common.checkpoints.conversion.formats import read_file
+from voken_common.checkpoints.conversion.safetensors_file import read_safetensors, write_safetensors
 from voken_common.errors import CheckpointError, DamagedError
 from voken_jax import convert
 from voken_jax import encode as jax_encode

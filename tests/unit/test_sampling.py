@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from voken_common import names
+from voken_common.checkpoints.steps import weight_names as names
 from voken_common.config.sampling import Sampling
 from voken_common.config.transformer import TransformerConfig
 from voken_jax import sampling as jax_sampling

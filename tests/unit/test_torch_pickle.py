@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from voken_common import torch_pickle
+from voken_common.checkpoints.steps import torch_pickle
 from voken_common.errors import CheckpointError
-from voken_common.torch_globals import Inert
+from voken_common.checkpoints.torch_globals import Inert
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LAYOUTS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])

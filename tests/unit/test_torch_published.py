@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from voken_common import names
+from voken_common.checkpoints.steps import weight_names as names
 from voken_common.config.loading import load_config
 from voken_common.published.models import MODELS
 from voken_torch.models.lpips import LPIPS

@@ -8,7 +8,7 @@ import torch
 
 from voken_common.config.loading import validate
 from voken_common.errors import NonFiniteError
-from voken_common.names import NameMismatch
+from voken_common.checkpoints.weight_names import NameMismatch
 from voken_common.config.schedules import build_schedule
 from voken_torch import optim
 from voken_torch.state import averaged_autoencoder, create_state

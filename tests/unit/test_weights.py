@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from voken_common import lpips_weights, weights
-from voken_common.weights import WEIGHTS, WeightsError, resolve
+from voken_common.checkpoints.steps import lpips_weights
+from voken_common.checkpoints.steps import downloads as weights
+from voken_common.checkpoints.downloads import WEIGHTS, WeightsError, resolve
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CONTENT = b"weights " * 5000

@@ -7,11 +7,11 @@ import dataclasses
 import math
 from pathlib import Path
 
-from voken_common.checkpoints import Weights
-from voken_common.conversion.contents import Contents, Format, Manifest
-from voken_common.conversion.matching import published_tokenizer
+from voken_common.checkpoints.steps import Weights
+from voken_common.checkpoints.conversion.contents import Contents, Format, Manifest
+from voken_common.checkpoints.conversion.matching import published_tokenizer
 from voken_common.errors import CheckpointError
-from voken_common.first_stage import find_tokenizer
+from voken_common.checkpoints.frozen_tokenizer import find_tokenizer
 from voken_common.config.generator import GeneratorConfig
 from voken_jax.conversion import places
 

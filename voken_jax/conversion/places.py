@@ -10,13 +10,13 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from voken_common.checkpoints import FOLDER, Meta, Step, choose_step, require_good
-from voken_common.conversion import torch_file
-from voken_common.conversion.contents import Format
-from voken_common.conversion.files import read_file
+from voken_common.checkpoints.steps import FOLDER, Meta, Step, choose_step, require_good
+from voken_common.checkpoints.steps.conversion import torch_file
+from voken_common.checkpoints.conversion.contents import Format
+from voken_common.checkpoints.conversion.formats import read_file
 from voken_common.errors import CheckpointError
-from voken_common.integrity import zip_problems
-from voken_common.torch_pickle import storage_names
+from voken_common.checkpoints.checksums import zip_problems
+from voken_common.checkpoints.torch_pickle import storage_names
 from voken_jax.checkpoint import read_meta
 from voken_jax.integrity import step_problems
 

@@ -7,13 +7,14 @@ import logging
 from pathlib import Path
 
 from voken_common.published.models import models as published
-from voken_common.checkpoints import FOLDER, ITEMS, Step, Weights
+from voken_common.checkpoints.steps import FOLDER, ITEMS, Step, Weights
 from voken_common.config.loading import AnyConfig, load_any_config, to_yaml
-from voken_common.conversion import lightning, torch_file
-from voken_common.conversion.contents import FORMATS, Contents, Format, Manifest, check_finite, check_networks, narrow
-from voken_common.conversion.files import read_file
-from voken_common.conversion.matching import find_config
-from voken_common.conversion.safetensors_file import write_safetensors
+from voken_common.checkpoints.steps.conversion import lightning
+from voken_common.checkpoints.steps.conversion import torch_file
+from voken_common.checkpoints.conversion.contents import FORMATS, Contents, Format, Manifest, check_finite, check_networks, narrow
+from voken_common.checkpoints.conversion.formats import read_file
+from voken_common.checkpoints.conversion.matching import find_config
+from voken_common.checkpoints.conversion.safetensors_file import write_safetensors
 from voken_common.atomic_write import replacing
 from voken_common.config.generator import GeneratorConfig
 from voken_common.config.tokenizer import Config

@@ -15,7 +15,7 @@ from typing import IO, Any
 import ml_dtypes
 import numpy as np
 
-from voken_common.conversion.contents import Arrays
+from voken_common.checkpoints.conversion.contents import Arrays
 from voken_common.errors import CheckpointError
 from voken_common.config.generator import GeneratorConfig
 from voken_common.config.tokenizer import Config

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from voken_common.conversion.contents import Arrays
+from voken_common.checkpoints.conversion.contents import Arrays
 from voken_common.config.generator import GeneratorConfig
-from voken_common.names import to_jax
+from voken_common.checkpoints.weight_names import to_jax
 from voken_jax.conversion import torch_bridge
 from voken_jax.conversion.verify import Comparison
 from voken_jax.state import build_generator_network

@@ -1,7 +1,7 @@
 """The names that a torch checkpoint may use, and what each becomes without torch.
 
 A pickle calls what it names. This table is therefore the whole of what reading a checkpoint can call: constructors of
-references to tensors and of plain containers. `voken_common.torch_pickle` turns the references into arrays.
+references to tensors and of plain containers. `voken_common.checkpoints.torch_pickle` turns the references into arrays.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from voken_common.checkpoints import Meta, Weights, listed
+from voken_common.checkpoints.steps import Meta, Weights, listed
 from voken_common.errors import CheckpointError, DamagedError
 
 META_KEY = "voken"

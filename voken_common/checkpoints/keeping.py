@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from voken_common.checkpoints import (
+from voken_common.checkpoints.steps import (
     Meta,
     Problems,
     kept_steps,
@@ -25,7 +25,7 @@ from voken_common.checkpoints import (
 )
 from voken_common.errors import CheckpointError
 from voken_common.config.generator import GeneratorCheckpointConfig
-from voken_common.integrity import forget_cached
+from voken_common.checkpoints.checksums import forget_cached
 from voken_common.config.tokenizer import CheckpointConfig
 
 logger = logging.getLogger("voken")

@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 
 from voken_common.errors import CheckpointError
-from voken_common.torch_pickle import load, load_state_dict
-from voken_common.weights import WEIGHTS, WeightsError, resolve
+from voken_common.checkpoints.torch_pickle import load, load_state_dict
+from voken_common.checkpoints.downloads import WEIGHTS, WeightsError, resolve
 
 Net = Literal["vgg", "alex"]
 

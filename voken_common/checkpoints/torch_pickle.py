@@ -1,7 +1,7 @@
 """Reads torch checkpoints without torch and without running anything they contain.
 
 `torch.save` writes a pickle that names the functions to call when it is read back, which lets a hostile file run any
-code. Here a pickle may name only the handful of constructors a tensor needs (`voken_common.torch_globals`); any other
+code. Here a pickle may name only the handful of constructors a tensor needs (`voken_common.checkpoints.torch_globals`); any other
 name is refused before anything is called. Both layouts are understood: the zip archive (torch 1.6 and later) and the
 stream of pickles before it, in which torchvision's VGG and the LPIPS heads are published.
 
@@ -24,7 +24,7 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from voken_common.errors import CheckpointError
-from voken_common.torch_globals import DTypeRef, StorageRef, TensorRef, find_global, storage_from_id
+from voken_common.checkpoints.torch_globals import DTypeRef, StorageRef, TensorRef, find_global, storage_from_id
 
 Unknown = Literal["refuse", "inert"]
 
