@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from voken_common.config.loading import AnyConfig
-from voken_common.flops import sample_flops
+from voken_common.training.flops import sample_flops
 from voken_common.config.generator import GeneratorConfig
 from voken_common.config.schedules import build_schedule
 from voken_common.config.tokenizer import Config
@@ -33,7 +33,7 @@ def dry_run(config: AnyConfig, machine: Machine | None = None) -> dict[str, floa
 
     Memory is XLA's analysis of the compiled program for this kind of device: arguments (state, batch, frozen weights)
     and temporaries. FLOPs of a tokenizer are XLA's count over loop bodies counted once, per device; those of a
-    generator, whose layers are a loop, are the matrix products of `voken_common.flops.sample_flops`. `matrix_flops`,
+    generator, whose layers are a loop, are the matrix products of `voken_common.training.flops.sample_flops`. `matrix_flops`,
     communication and, for a machine, expected rates are those of `voken_jax.budget`.
     """
     mesh = make_mesh(config.mesh)

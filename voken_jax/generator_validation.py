@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from voken_common.generator_logs import perplexities, shown_seeds
+from voken_common.training.generator_logs import perplexities, shown_seeds
 from voken_common.config.generator import GeneratorConfig
 from voken_jax.generator_step import Batch
 from voken_jax.models.functional import Network, Weights

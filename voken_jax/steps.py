@@ -22,9 +22,9 @@ from clu import metrics as clu_metrics
 from jax.sharding import Mesh
 
 from voken_common.checkpoints.steps import Progress
-from voken_common.collapse import CodeUse
+from voken_common.training.collapse import CodeUse
 from voken_common.errors import NonFiniteError
-from voken_common.health import SKIPPED, save_failed_batch
+from voken_common.training.health import SKIPPED, save_failed_batch
 from voken_jax.code_usage import SeenCodes, distinct, nothing_seen, see
 from voken_jax.task import Metrics, Task
 from voken_jax.tokenizer_step import failed_terms

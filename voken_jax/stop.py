@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from voken_common.run_log import StopRequest
+from voken_common.training.log import StopRequest
 
 
 class AgreedStop:

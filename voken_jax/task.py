@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from voken_common.config.loading import AnyConfig
-from voken_common.run_log import RunLog
+from voken_common.training.log import RunLog
 
 Metrics = dict[str, Float[Array, ""]]
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from voken_common.data.pipeline import TrainIterator, build_train_iterator, build_validation_batches
 from voken_common.data.sources.build import build_source
-from voken_common.run_log import SHOWN, RunLog
+from voken_common.training.log import SHOWN, RunLog
 from voken_common.config.schedules import build_schedule
 from voken_common.config.tokenizer import Config
-from voken_common.validation import report
+from voken_common.training.validation import report
 from voken_jax.optim import build_optimizer
 from voken_jax.perceptual import load_perceptual
 from voken_jax.sharding import batch_sharding, check_batch, make_mesh

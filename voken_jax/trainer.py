@@ -12,9 +12,9 @@ from voken_common.checkpoints.steps import Progress, check_same_run
 from voken_common.config.loading import AnyConfig, to_yaml
 from voken_common.atomic_write import replacing
 from voken_common.checkpoints.frozen_tokenizer import tokenizer_of_run
-from voken_common.profiling import FOLDER, Profiler
-from voken_common.run_lock import held
-from voken_common.run_loop import Hooks, RunLoop
+from voken_common.training.profiling import FOLDER, Profiler
+from voken_common.training.lock import held
+from voken_common.training.loop import Hooks, RunLoop
 from voken_common.config.tokenizer import Config
 from voken_jax.checkpoint import Checkpoints
 from voken_jax.generator_data import open_tokens

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from voken_common.data.pipeline import ValidationBatches
 from voken_common.config.tokenizer import Config
-from voken_common.validation import Validation, ValidationTotals
+from voken_common.training.validation import Validation, ValidationTotals
 from voken_jax.distributed import gather_objects
 from voken_jax.models.functional import Network, Weights
 from voken_jax.quantization import encode_indices, lookup

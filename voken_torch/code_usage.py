@@ -12,7 +12,7 @@ import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor
 
-from voken_common.collapse import CodeUse
+from voken_common.training.collapse import CodeUse
 from voken_torch.sharding import process_count
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from voken_common import generator_logs
+from voken_common.training import generator_logs
 from voken_common.config.generator import GeneratorConfig
-from voken_common.run_log import RunLog
+from voken_common.training.log import RunLog
 from voken_common.config.schedules import build_schedule
 from voken_common.visual import grid
 from voken_torch.device import Runtime

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
-from voken_common.generator_logs import perplexities, shown_seeds
+from voken_common.training.generator_logs import perplexities, shown_seeds
 from voken_common.config.generator import GeneratorConfig
 from voken_torch.device import Runtime
 from voken_torch.generator_step import Batch

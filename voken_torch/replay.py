@@ -8,7 +8,7 @@ from pathlib import Path
 from voken_common.config.loading import AnyConfig
 from voken_common.errors import CheckpointError, NonFiniteError
 from voken_common.checkpoints.frozen_tokenizer import tokenizer_of_run
-from voken_common.health import check_replayed, describe_replay, load_failed_batch
+from voken_common.training.health import check_replayed, describe_replay, load_failed_batch
 from voken_torch.checkpoint import Checkpoints
 from voken_torch.device import Runtime
 from voken_torch.trainer import build, open_data

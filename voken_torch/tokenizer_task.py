@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from voken_common.run_log import SHOWN, RunLog
+from voken_common.training.log import SHOWN, RunLog
 from voken_common.config.schedules import build_schedule
 from voken_common.config.tokenizer import Config
-from voken_common.validation import report
+from voken_common.training.validation import report
 from voken_torch.device import Runtime
 from voken_torch.perceptual import load_perceptual
 from voken_torch.sharding import process_count, process_index

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from voken_common.config.tokenizer import Config
-from voken_common.validation import Validation, ValidationTotals
+from voken_common.training.validation import Validation, ValidationTotals
 from voken_torch.device import Runtime
 from voken_torch.models.autoencoder import Autoencoder
 from voken_torch.models.layers import Policy, plain_attention

@@ -290,7 +290,7 @@ def two_runs(framework: Framework) -> str:
 
 def lock_in_process(framework: Framework) -> str:
     """The same without a second process."""
-    from voken_common.run_lock import RunLock
+    from voken_common.training.lock import RunLock
 
     workdir = interrupted(framework, "locked")
     with RunLock(workdir):

@@ -9,7 +9,7 @@ import torch
 
 from tests.e2e.conftest import record_batches
 from tests.e2e.tiny import quantized_by, write
-from voken_common.collapse import CodeUse, CollapseWatch
+from voken_common.training.collapse import CodeUse, CollapseWatch
 from voken_common.config.loading import load_config
 
 STEPS = 4

@@ -15,8 +15,8 @@ from tests.e2e.tiny_generator import ADAPTIVE, FACTORIZED, STEPS, generator_conf
 from tests.e2e.tiny_generator import write_shards as shards_in
 from voken_common.config.loading import load_any_config
 from voken_common.data.tokens.pipeline import TokenIterator, build_token_iterator
-from voken_common.flops import sample_flops
-from voken_common.run_log import RunLog
+from voken_common.training.flops import sample_flops
+from voken_common.training.log import RunLog
 from voken_common.data.tokens.format import split_ids
 from voken_jax import trainer
 from voken_jax.checkpoint import Checkpoints, find_step, read_meta

@@ -22,7 +22,7 @@ from voken_common.data.errors import ReadError
 from voken_common.data.pipeline import TrainIterator
 from voken_common.data.tokens.pipeline import TokenIterator
 from voken_common.errors import CheckpointError, DamagedError, NonFiniteError
-from voken_common.run_log import RunLog
+from voken_common.training.log import RunLog
 from voken_jax import checkpoint as jax_checkpoint
 from voken_jax import replay as jax_replay
 from voken_jax import trainer as jax_trainer
@@ -273,7 +273,7 @@ def test_profile_leaves_a_trace(undisturbed):
 
 
 def test_a_held_directory_is_told_by_the_command(tmp_path, capsys):
-    from voken_common.run_lock import RunLock
+    from voken_common.training.lock import RunLock
     from voken_torch.train import main
 
     with RunLock(tmp_path / "run"):

@@ -17,7 +17,7 @@ from tests.e2e.conftest import record_batches
 from tests.e2e.tiny import STEPS, tiny_config, write
 from voken_common.config.loading import load_config, with_overrides
 from voken_common.errors import CheckpointError
-from voken_common.run_log import RunLog
+from voken_common.training.log import RunLog
 from voken_jax.convert import main as convert
 from voken_torch.checkpoint import find_step, read, read_meta, steps_in
 from voken_torch.reconstruct import main as reconstruct

@@ -14,7 +14,7 @@ from tests.e2e.tiny import STEPS, quantized_by, tiny_config, write
 from voken_common.config.loading import load_config, validate, with_overrides
 from voken_common.data.pipeline import TrainIterator, build_train_iterator
 from voken_common.errors import CheckpointError, NonFiniteError
-from voken_common.run_log import RunLog, StopRequest
+from voken_common.training.log import RunLog, StopRequest
 from voken_jax import trainer
 from voken_jax.checkpoint import Checkpoints, find_step, read_meta
 from voken_jax.dry_run import dry_run

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from voken_common.run_log import RunLog
+from voken_common.training.log import RunLog
 from voken_jax import distributed
 from voken_jax.train import main
 

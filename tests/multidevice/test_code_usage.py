@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from voken_common.collapse import CodeUse
+from voken_common.training.collapse import CodeUse
 from voken_torch.code_usage import SeenCodes
 
 

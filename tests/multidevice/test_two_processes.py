@@ -16,7 +16,7 @@ from tests.e2e.tiny import TINY, VQGAN, quantized_by, write
 from tests.e2e.tiny_generator import ADAPTIVE, FACTORIZED, generator_mapping, write_shards
 from tests.multidevice.recorded import recording
 from voken_common.config.loading import load_any_config
-from voken_common.run_log import RunLog
+from voken_common.training.log import RunLog
 from voken_jax import trainer
 from voken_jax.checkpoint import find_step
 

@@ -137,7 +137,7 @@ def test_figures_that_no_machine_has(options, tmp_path, capsys):
 def test_a_dry_run_reports_it(tmp_path, capsys):
     from tests.e2e.tiny_generator import generator_mapping, write_generator
     from voken_common.config.loading import load_any_config
-    from voken_common.flops import sample_flops
+    from voken_common.training.flops import sample_flops
     from voken_jax.budget import Machine
     from voken_jax.dry_run import dry_run
 

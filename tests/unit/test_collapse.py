@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from voken_common.collapse import CodeUse, CollapseWatch
+from voken_common.training.collapse import CodeUse, CollapseWatch
 from voken_common.config.tokenizer import HealthConfig, MeshConfig
 from voken_jax.code_usage import distinct, nothing_seen, see
 from voken_jax.sharding import make_mesh

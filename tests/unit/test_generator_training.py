@@ -12,8 +12,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from tests.e2e.tiny_generator import ADAPTIVE, FACTORIZED, generator_config
-from voken_common.flops import peak_flops, sample_flops
-from voken_common.generator_logs import perplexities, shown_labels
+from voken_common.training.flops import peak_flops, sample_flops
+from voken_common.training.generator_logs import perplexities, shown_labels
 from voken_common.config.tokenizer import MeshConfig
 from voken_jax.generator_step import GeneratorStep, init_generator_state, token_losses
 from voken_jax.models.stacked import bind_stacked, in_state, is_stacked, stack_layers, unstack_layers

@@ -12,7 +12,7 @@ import pytest
 from voken_common.checkpoints.steps import Progress
 from voken_common.data.errors import DataError
 from voken_common.errors import CheckpointError, NonFiniteError, WorkdirError
-from voken_common.health import (
+from voken_common.training.health import (
     Heartbeat,
     InputWatch,
     check_replayed,
@@ -20,10 +20,10 @@ from voken_common.health import (
     load_failed_batch,
     save_failed_batch,
 )
-from voken_common.profiling import Profiler
-from voken_common.run_lock import RunLock, held
-from voken_common.run_log import RunLog
-from voken_common.run_loop import Hooks, RunLoop
+from voken_common.training.profiling import Profiler
+from voken_common.training.lock import RunLock, held
+from voken_common.training.log import RunLog
+from voken_common.training.loop import Hooks, RunLoop
 from voken_common.config.tokenizer import HealthConfig
 
 
@@ -228,7 +228,7 @@ def test_the_rate_counts_steps_that_were_not_refused(tmp_path, monkeypatch):
     logged = []
     monkeypatch.setattr(log, "scalars", lambda step, values, prefix: logged.append(values["images_per_second"]))
     clock = iter((100.0, 102.0))
-    monkeypatch.setattr("voken_common.run_log.time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("voken_common.training.log.time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
     # Of five steps two are refused, one of them before the pause.
     for _ in range(3):
         log.advance()

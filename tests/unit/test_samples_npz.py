@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from voken_common.errors import WorkdirError
-from voken_common.run_lock import RunLock
+from voken_common.training.lock import RunLock
 from voken_common.samples_npz import NpzWriter
 
 ROOT = Path(__file__).resolve().parents[2]

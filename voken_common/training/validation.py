@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from voken_common.metrics import Average, codebook_perplexity, codebook_usage, psnr
-from voken_common.run_log import RunLog
+from voken_common.training.log import RunLog
 from voken_common.visual import codebook_usage_plot, reconstruction_grid
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from voken_common.collapse import CollapseWatch
+from voken_common.training.collapse import CollapseWatch
 from voken_common.visual import save_png
 
 logger = logging.getLogger("voken")
