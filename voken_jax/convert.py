@@ -18,7 +18,7 @@ import logging
 import sys
 from pathlib import Path
 
-from voken_common.checkpoint_options import add_no_verify
+from voken_common.commands.options import add_no_verify
 from voken_common.checkpoints.conversion.contents import FORMATS
 
 DIFFERS = 4

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from voken_common import tokens_command
+from voken_common.commands import encode as tokens_command
 from voken_common.data.tokens import encode as tokens_encoding
 from voken_common.config.data import DataConfig
 from voken_common.config.tokenizer import MeshConfig

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from voken_common.checkpoints.steps import Step, Weights
 from voken_common.checkpoints.frozen_tokenizer import find_tokenizer
-from voken_common.generation import (
+from voken_common.sampling.requests import (
     Samples,
     check_labels,
     check_sampling,
@@ -131,7 +131,7 @@ class Generator:
         images: bool = True,
         cache_dtype: DTypeLike | None = None,
     ) -> Samples:
-        """One sample per label; see `voken_common.generation.Samples`.
+        """One sample per label; see `voken_common.sampling.requests.Samples`.
 
         Args:
             labels: (B,) a class per sample, in any mixture.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from voken_common import reconstruction
+from voken_common.commands import reconstruct as reconstruction
 from voken_jax.tokenizer import Tokenizer
 
 

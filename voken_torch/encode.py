@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from voken_common import tokens_command
+from voken_common.commands import encode as tokens_command
 from voken_common.data.tokens import encode as tokens_encoding
 from voken_common.config.data import DataConfig
 from voken_common.data.tokens.format import TokenInfo

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from voken_common.checkpoints.steps import Step, Weights
 from voken_common.checkpoints.frozen_tokenizer import find_tokenizer
-from voken_common.generation import (
+from voken_common.sampling.requests import (
     Samples,
     check_labels,
     check_sampling,
@@ -135,7 +135,7 @@ class Generator:
         images: bool = True,
         cache_dtype: torch.dtype | None = None,
     ) -> Samples:
-        """One sample per label; see `voken_common.generation.Samples`.
+        """One sample per label; see `voken_common.sampling.requests.Samples`.
 
         Args:
             labels: (B,) a class per sample, in any mixture.

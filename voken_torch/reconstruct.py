@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from voken_common import reconstruction
+from voken_common.commands import reconstruct as reconstruction
 from voken_torch import device
 from voken_torch.tokenizer import Tokenizer
 

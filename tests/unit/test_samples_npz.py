@@ -13,7 +13,7 @@ import pytest
 
 from voken_common.errors import WorkdirError
 from voken_common.training.lock import RunLock
-from voken_common.samples_npz import NpzWriter
+from voken_common.sampling.npz import NpzWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (4, 6)
@@ -149,7 +149,7 @@ MEMORY = """
 import json, resource, sys
 sys.path.insert(0, sys.argv[2])
 import numpy as np
-from voken_common.samples_npz import NpzWriter
+from voken_common.sampling.npz import NpzWriter
 images = np.zeros((8, 256, 256, 3), np.uint8)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 NpzWriter(sys.argv[1], total=800, shape=(256, 256), batch_size=8, settings={}).run(lambda numbers: images)

@@ -19,7 +19,7 @@ from voken_common.config.data import DataConfig
 from voken_common.data.tokens.shards import TokenShardSource
 from voken_common.pixels import from_uint8
 from voken_common.data.tokens.format import join_ids
-from voken_common.tokens_command import build_parser, data_config, run
+from voken_common.commands.encode import build_parser, data_config, run
 from voken_common.data.tokens.decode import decode_dataset, file_name
 from voken_common.data.tokens.encode import Encoding, encode_dataset, vocabularies
 

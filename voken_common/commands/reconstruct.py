@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from voken_common.checkpoint_options import add_no_verify
+from voken_common.commands.options import add_no_verify
 from voken_common.data.decode import decode_image
 from voken_common.data.transforms import to_float
 from voken_common.atomic_write import replacing
