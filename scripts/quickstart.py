@@ -47,7 +47,7 @@ def main() -> int:
     from voken_common.config.loading import ConfigError, load_config
     from voken_common.metrics import psnr
     from voken_common.visual import reconstruction_grid, save_png
-    from voken_jax.tokenizer import Tokenizer
+    from voken_jax.tokenizer.api import Tokenizer
     from voken_jax.trainer import train
 
     try:

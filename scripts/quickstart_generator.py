@@ -46,7 +46,7 @@ def crops_of(config, region, pixels):
 def load_tokenizer(path):
     """The tokenizer, trained first if there is none."""
     from voken_common.config.loading import load_config
-    from voken_jax.tokenizer import Tokenizer
+    from voken_jax.tokenizer.api import Tokenizer
     from voken_jax.trainer import train
 
     if not (path / "checkpoints").is_dir():
@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     from voken_common.data.tokens.encode import Encoding
     from voken_common.visual import class_wall, save_png
     from voken_jax.encode import encode_dataset
-    from voken_jax.generator import Generator
+    from voken_jax.generator.api import Generator
     from voken_jax.trainer import train
 
     try:

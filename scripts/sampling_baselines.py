@@ -80,7 +80,7 @@ def ours_jax(case: Case) -> Generate:
     from voken_jax.models.functional import Network
     from voken_jax.models.generator import build_generator
     from voken_jax.models.layers import Policy
-    from voken_jax.sampling import compiler_options, generate
+    from voken_jax.generator.sampling import compiler_options, generate
 
     dtype = jnp.dtype(case.dtype)
     network = Network(lambda rngs: build_generator(case.transformer, policy=Policy(dtype, dtype), rngs=rngs))

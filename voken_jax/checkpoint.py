@@ -42,11 +42,11 @@ from voken_common.config.generator import GeneratorCheckpointConfig
 from voken_common.checkpoints.keeping import RunSteps, StepFiles
 from voken_common.config.tokenizer import CheckpointConfig
 from voken_jax.distributed import gather_objects
-from voken_jax.generator_step import GeneratorState
+from voken_jax.generator.step import GeneratorState
 from voken_jax.integrity import needed_items, step_path, step_problems, visible_problems
-from voken_jax.losses import LecamAverages
+from voken_jax.tokenizer.losses import LecamAverages
 from voken_jax.orbax_noise import hush
-from voken_jax.state import TrainState
+from voken_jax.tokenizer.state import TrainState
 
 AnyState = TrainState | GeneratorState
 AnyCheckpointConfig = CheckpointConfig | GeneratorCheckpointConfig

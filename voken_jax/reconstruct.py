@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from voken_common.commands import reconstruct as reconstruction
-from voken_jax.tokenizer import Tokenizer
+from voken_jax.tokenizer.api import Tokenizer
 
 
 def main(arguments: list[str] | None = None) -> int:

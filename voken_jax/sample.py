@@ -18,7 +18,7 @@ import numpy as np
 from voken_common.commands import sample as sample_command
 from voken_common.pixels import to_uint8
 from voken_common.config.sampling import Sampling
-from voken_jax.generator import Generator
+from voken_jax.generator.api import Generator
 
 
 def main(arguments: list[str] | None = None) -> int:

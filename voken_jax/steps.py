@@ -27,7 +27,7 @@ from voken_common.errors import NonFiniteError
 from voken_common.training.health import SKIPPED, save_failed_batch
 from voken_jax.code_usage import SeenCodes, distinct, nothing_seen, see
 from voken_jax.task import Metrics, Task
-from voken_jax.tokenizer_step import failed_terms
+from voken_jax.tokenizer.step import failed_terms
 
 logger = logging.getLogger("voken")
 

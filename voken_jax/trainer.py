@@ -17,12 +17,12 @@ from voken_common.training.lock import held
 from voken_common.training.loop import Hooks, RunLoop
 from voken_common.config.tokenizer import Config
 from voken_jax.checkpoint import Checkpoints
-from voken_jax.generator_data import open_tokens
-from voken_jax.generator_task import GeneratorTask
+from voken_jax.generator.data import open_tokens
+from voken_jax.generator.task import GeneratorTask
 from voken_jax.steps import Steps
 from voken_jax.stop import AgreedStop, any_process
 from voken_jax.task import Task
-from voken_jax.tokenizer_task import TokenizerTask, open_images
+from voken_jax.tokenizer.task import TokenizerTask, open_images
 
 logger = logging.getLogger("voken")
 

@@ -26,8 +26,8 @@ from voken_jax.conversion.networks import manifest_of
 from voken_jax.conversion.orbax_step import read_step
 from voken_jax.optim import build_optimizer
 from voken_jax.sharding import make_mesh
-from voken_jax.state import abstract_state, build_players
-from voken_jax.tokenizer import Tokenizer
+from voken_jax.tokenizer.state import abstract_state, build_players
+from voken_jax.tokenizer.api import Tokenizer
 from voken_torch.checkpoint import Checkpoints as TorchCheckpoints
 from voken_torch.state import create_state as create_torch_state
 

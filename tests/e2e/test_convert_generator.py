@@ -21,8 +21,8 @@ from voken_jax.conversion import run
 from voken_jax.conversion.first_stage import target_of
 from voken_jax.conversion.networks import manifest_of
 from voken_jax.conversion.orbax_step import read_step
-from voken_jax.generator import Generator
-from voken_jax.tokenizer import Tokenizer
+from voken_jax.generator.api import Generator
+from voken_jax.tokenizer.api import Tokenizer
 from voken_torch.checkpoint import read as read_torch
 from voken_torch.generator import Generator as TorchGenerator
 from voken_torch.tokenizer import Tokenizer as TorchTokenizer

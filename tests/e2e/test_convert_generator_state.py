@@ -11,7 +11,7 @@ from tests.e2e.tiny_generator import generator_config, write_shards
 from voken_common.checkpoints.steps import Meta, Progress
 from voken_common.data.tokens.pipeline import build_token_iterator
 from voken_jax.checkpoint import Checkpoints
-from voken_jax.generator_task import GeneratorTask
+from voken_jax.generator.task import GeneratorTask
 from voken_torch.checkpoint import Checkpoints as TorchCheckpoints
 from voken_torch.checkpoint import read as read_torch
 from voken_torch.generator_step import create_generator_state

@@ -20,7 +20,7 @@ from voken_common.metrics import psnr
 from voken_common.pixels import from_uint8
 from voken_jax import encode
 from voken_jax.conversion.networks import manifest_of
-from voken_jax.tokenizer import Tokenizer
+from voken_jax.tokenizer.api import Tokenizer
 from voken_torch import encode as torch_encode
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -21,11 +21,11 @@ from voken_common.config.sampling import Sampling
 from voken_common.data.tokens.format import join_ids
 from voken_jax import sample as jax_sample
 from voken_jax.convert import main as convert
-from voken_jax.generator import Generator as JaxGenerator
-from voken_jax.generator_validation import GeneratorValidator as JaxValidator
+from voken_jax.generator.api import Generator as JaxGenerator
+from voken_jax.generator.validation import GeneratorValidator as JaxValidator
 from voken_jax.models.stacked import stack_layers
 from voken_jax.sharding import make_mesh
-from voken_jax.tokenizer import Tokenizer
+from voken_jax.tokenizer.api import Tokenizer
 from voken_torch import sample as torch_sample
 from voken_torch.checkpoint import Checkpoints
 from voken_torch.generator import Generator as TorchGenerator

@@ -21,10 +21,10 @@ from voken_common.data.tokens.format import split_ids
 from voken_jax import trainer
 from voken_jax.checkpoint import Checkpoints, find_step, read_meta
 from voken_jax.dry_run import dry_run
-from voken_jax.generator_data import GeneratorData
+from voken_jax.generator.data import GeneratorData
 from voken_jax.sharding import make_mesh
-from voken_jax.state import build_generator_network
-from voken_jax.tokenizer import Tokenizer
+from voken_jax.tokenizer.state import build_generator_network
+from voken_jax.tokenizer.api import Tokenizer
 from voken_jax.train import main
 from voken_jax.trainer import train
 

@@ -28,7 +28,7 @@ from voken_jax import replay as jax_replay
 from voken_jax import trainer as jax_trainer
 from voken_jax.checkpoint import find_step as jax_step
 from voken_jax.conversion.orbax_step import _read_item
-from voken_jax.tokenizer import Tokenizer
+from voken_jax.tokenizer.api import Tokenizer
 from voken_torch import checkpoint as torch_checkpoint
 from voken_torch import replay as torch_replay
 from voken_torch import trainer as torch_trainer

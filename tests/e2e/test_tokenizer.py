@@ -16,8 +16,8 @@ from voken_common.config.loading import validate
 from voken_common.errors import CheckpointError
 from voken_common.checkpoints.weight_names import NameMismatch
 from voken_jax.reconstruct import main
-from voken_jax.state import build_autoencoder
-from voken_jax.tokenizer import Tokenizer
+from voken_jax.tokenizer.state import build_autoencoder
+from voken_jax.tokenizer.api import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 

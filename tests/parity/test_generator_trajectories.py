@@ -12,7 +12,7 @@ from voken_common.checkpoints.steps import weight_names as names
 from voken_common.config.generator import GeneratorConfig, GeneratorOptimizerConfig, SamplingConfig, TokenDataConfig
 from voken_common.config.schedules import build_schedule, scheduled_weight_decay
 from voken_common.config.tokenizer import MeshConfig, PrecisionConfig, ScheduleConfig, TrainingConfig
-from voken_jax.generator_step import GeneratorStep, init_generator_state
+from voken_jax.generator.step import GeneratorStep, init_generator_state
 from voken_jax.models.functional import Network
 from voken_jax.models.generator import build_generator
 from voken_jax.models.layers import Policy

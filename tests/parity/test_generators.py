@@ -16,7 +16,7 @@ from voken_common.config.transformer import TransformerConfig
 from voken_jax.models.functional import Network
 from voken_jax.models.generator import build_generator
 from voken_jax.models.layers import Policy
-from voken_jax.sampling import filter_logits, generate
+from voken_jax.generator.sampling import filter_logits, generate
 
 KINDS = ["ar_magvit2", "ar_ibq", "top_k_top_p"]
 

@@ -12,10 +12,10 @@ from voken_jax.models.functional import Network
 from voken_jax.models.layers import Policy
 from voken_jax.models.lpips import LPIPS
 from voken_jax.optim import build_optimizer
-from voken_jax.quantization import quantize
+from voken_jax.quantizers.configured import quantize
 from voken_jax.sharding import make_mesh, state_shardings
-from voken_jax.state import build_players, init_state
-from voken_jax.tokenizer_step import Perceptual, TokenizerStep
+from voken_jax.tokenizer.state import build_players, init_state
+from voken_jax.tokenizer.step import Perceptual, TokenizerStep
 
 KINDS = ["train_lfq", "train_ibq"]
 

@@ -8,7 +8,7 @@ from tests.golden_cases import FORWARD_FLOAT32, assert_close, channels_first, ch
 from tests.reference_config import checkpoint_config
 from voken_common.config.loading import to_yaml
 from voken_jax.convert import main
-from voken_jax.tokenizer import Tokenizer as JaxTokenizer
+from voken_jax.tokenizer.api import Tokenizer as JaxTokenizer
 from voken_torch.tokenizer import Tokenizer as TorchTokenizer
 
 KINDS = ["upstream_checkpoint"]

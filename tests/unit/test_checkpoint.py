@@ -17,9 +17,9 @@ from voken_common.errors import CheckpointError, DamagedError
 from voken_jax.checkpoint import Checkpoints, find_step, load_generator, read_meta
 from voken_jax.conversion.orbax_step import read_step
 from voken_jax.integrity import step_problems
-from voken_jax.losses import LecamAverages
+from voken_jax.tokenizer.losses import LecamAverages
 from voken_jax.sharding import make_mesh
-from voken_jax.state import TrainState
+from voken_jax.tokenizer.state import TrainState
 
 PSNR = {1: 30.0, 2: 10.0, 3: None, 4: 20.0}
 L1 = {1: 0.1, 2: 0.5, 3: None, 4: 0.2}

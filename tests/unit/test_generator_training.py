@@ -15,12 +15,12 @@ from tests.e2e.tiny_generator import ADAPTIVE, FACTORIZED, generator_config
 from voken_common.training.flops import peak_flops, sample_flops
 from voken_common.training.generator_logs import perplexities, shown_labels
 from voken_common.config.tokenizer import MeshConfig
-from voken_jax.generator_step import GeneratorStep, init_generator_state, token_losses
+from voken_jax.generator.step import GeneratorStep, init_generator_state, token_losses
 from voken_jax.models.stacked import bind_stacked, in_state, is_stacked, stack_layers, unstack_layers
 from voken_jax.optim import scheduled_decay
 from voken_jax.sharding import generator_spec, make_mesh, replicated
-from voken_jax.state import build_generator_network
-from voken_jax.tokenizer_step import failed_terms
+from voken_jax.tokenizer.state import build_generator_network
+from voken_jax.tokenizer.step import failed_terms
 
 
 def products(jaxpr, times=1):

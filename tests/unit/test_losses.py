@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from voken_jax.losses import (
+from voken_jax.tokenizer.losses import (
     LecamAverages,
     adaptive_weight,
     discriminator_loss,

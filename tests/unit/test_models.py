@@ -13,7 +13,7 @@ from voken_jax.models.discriminator import build_discriminator
 from voken_jax.models.functional import Network
 from voken_jax.models.layers import Policy, depth_to_space, group_normalize, upsample_nearest
 from voken_jax.models.lpips import LPIPS
-from voken_jax.quantization import quantize
+from voken_jax.quantizers.configured import quantize
 
 LFQ = LFQConfig(codebook_size=64, code_dim=6)
 IBQ = IBQConfig(codebook_size=24, code_dim=6)

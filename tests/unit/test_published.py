@@ -15,7 +15,7 @@ from voken_jax.models.functional import Network
 from voken_jax.models.generator import build_generator
 from voken_jax.models.layers import Policy
 from voken_jax.models.lpips import LPIPS
-from voken_jax.state import build_players
+from voken_jax.tokenizer.state import build_players
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "tests" / "manifests"

@@ -21,7 +21,7 @@ from voken_common.checkpoints.conversion.safetensors_file import read_safetensor
 from voken_common.errors import CheckpointError, DamagedError
 from voken_jax import convert
 from voken_jax import encode as jax_encode
-from voken_jax import generator as jax_generator
+from voken_jax.generator.api import api as jax_generator
 from voken_jax import reconstruct as jax_reconstruct
 from voken_jax import sample as jax_sample
 from voken_torch import encode as torch_encode

@@ -12,7 +12,7 @@ from scipy import stats
 from voken_common.checkpoints.steps import weight_names as names
 from voken_common.config.sampling import Sampling
 from voken_common.config.transformer import TransformerConfig
-from voken_jax import sampling as jax_sampling
+from voken_jax.generator.api import sampling as jax_sampling
 from voken_jax.models.functional import Network
 from voken_jax.models.generator import build_generator as build_jax
 from voken_jax.models.layers import Policy

@@ -12,7 +12,7 @@ from voken_common.checkpoints.steps import weight_names as names
 from voken_common.config.loading import AnyConfig
 from voken_common.checkpoints.conversion.contents import Manifest, Shape
 from voken_common.config.generator import GeneratorConfig
-from voken_jax.state import build_generator_network, build_players
+from voken_jax.tokenizer.state import build_generator_network, build_players
 
 
 def manifest_of(config: AnyConfig) -> Manifest:

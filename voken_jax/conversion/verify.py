@@ -19,8 +19,8 @@ from voken_common.checkpoints.weight_names import to_jax
 from voken_common.config.tokenizer import Config, QuantizerConfig
 from voken_jax.conversion import torch_bridge
 from voken_jax.models.functional import Weights
-from voken_jax.quantization import encode_indices, lookup
-from voken_jax.state import build_autoencoder
+from voken_jax.quantizers.configured import encode_indices, lookup
+from voken_jax.tokenizer.state import build_autoencoder
 
 IMAGES, TOKENS_PER_SIDE, SEED = 2, 8, 0
 LATENT_NOISE = 1e-3

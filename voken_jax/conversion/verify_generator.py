@@ -16,7 +16,7 @@ from voken_common.config.generator import GeneratorConfig
 from voken_common.checkpoints.weight_names import to_jax
 from voken_jax.conversion import torch_bridge
 from voken_jax.conversion.verify import Comparison
-from voken_jax.state import build_generator_network
+from voken_jax.tokenizer.state import build_generator_network
 
 SAMPLES, POSITIONS, SEED = 2, 32, 0
 LOGIT_NOISE = 1e-3

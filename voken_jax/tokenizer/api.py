@@ -19,8 +19,8 @@ from voken_common.pixels import pad_to_multiple
 from voken_common.config.tokenizer import Config
 from voken_common.data.tokens.format import fingerprint
 from voken_jax import loading
-from voken_jax.quantization import code_indices, encode_indices, lookup
-from voken_jax.state import build_autoencoder
+from voken_jax.quantizers.configured import code_indices, encode_indices, lookup
+from voken_jax.tokenizer.state import build_autoencoder
 
 
 class Tokenizer:

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from voken_common.config.tokenizer import Config
 from voken_jax.code_usage import MICRO_BATCHES
-from voken_jax.losses import (
+from voken_jax.tokenizer.losses import (
     LecamAverages,
     adaptive_weight,
     discriminator_loss,
@@ -33,9 +33,9 @@ from voken_jax.losses import (
     update_lecam,
 )
 from voken_jax.models.functional import Network, Weights, buffers_of
-from voken_jax.quantization import Quantized, quantize
+from voken_jax.quantizers.configured import Quantized, quantize
 from voken_jax.sharding import BATCH, batch_sharding, replicated
-from voken_jax.state import Players, TrainState
+from voken_jax.tokenizer.state import Players, TrainState
 
 Images = Float[Array, "B H W 3"]
 Metrics = dict[str, Float[Array, ""]]

@@ -14,20 +14,20 @@ from voken_common.config.generator import GeneratorConfig
 from voken_common.training.log import RunLog
 from voken_common.config.schedules import build_schedule
 from voken_common.visual import grid
-from voken_jax.generator_data import GeneratorData
-from voken_jax.generator_step import (
+from voken_jax.generator.data import GeneratorData
+from voken_jax.generator.step import (
     Batch,
     GeneratorState,
     GeneratorStep,
     abstract_generator_state,
     create_generator_state,
 )
-from voken_jax.generator_validation import GeneratorValidator
+from voken_jax.generator.validation import GeneratorValidator
 from voken_jax.models.functional import Weights
 from voken_jax.models.stacked import in_state, stack_layers, unstack_layers
 from voken_jax.optim import build_generator_optimizer
 from voken_jax.sharding import check_batch, make_mesh, with_shardings
-from voken_jax.state import build_generator_network
+from voken_jax.tokenizer.state import build_generator_network
 from voken_jax.task import Metrics, Task, shardings_of, size_of
 
 logger = logging.getLogger("voken")

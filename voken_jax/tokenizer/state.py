@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, UInt
 
 from voken_common.config.generator import GeneratorConfig
 from voken_common.config.tokenizer import Config, PrecisionConfig
-from voken_jax.losses import LecamAverages
+from voken_jax.tokenizer.losses import LecamAverages
 from voken_jax.models.autoencoder import Autoencoder
 from voken_jax.models.discriminator import build_discriminator
 from voken_jax.models.functional import Network, Weights

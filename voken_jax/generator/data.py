@@ -19,8 +19,8 @@ from voken_common.data.generator_data import (
 from voken_common.data.pipeline import TrainIterator
 from voken_common.data.tokens.pipeline import TokenIterator
 from voken_common.config.generator import GeneratorConfig
-from voken_jax.frozen_tokenizer import FrozenTokenizer
-from voken_jax.generator_step import Batch
+from voken_jax.generator.frozen_tokenizer import FrozenTokenizer
+from voken_jax.generator.step import Batch
 from voken_jax.sharding import batch_sharding
 
 logger = logging.getLogger("voken")

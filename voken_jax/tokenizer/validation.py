@@ -14,14 +14,14 @@ from voken_common.config.tokenizer import Config
 from voken_common.training.validation import Validation, ValidationTotals
 from voken_jax.distributed import gather_objects
 from voken_jax.models.functional import Network, Weights
-from voken_jax.quantization import encode_indices, lookup
+from voken_jax.quantizers.configured import encode_indices, lookup
 from voken_jax.quantizers.statistics import (
     CodebookStatistics,
     init_statistics,
     update_statistics,
 )
 from voken_jax.sharding import batch_sharding, local_rows, replicated
-from voken_jax.tokenizer_step import Perceptual
+from voken_jax.tokenizer.step import Perceptual
 
 
 class Validator:

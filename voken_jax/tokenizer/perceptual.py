@@ -10,8 +10,8 @@ from voken_common.checkpoints.lpips_weights import lpips_vgg_weights
 from voken_common.config.tokenizer import Config
 from voken_jax.models.functional import Network
 from voken_jax.models.lpips import LPIPS
-from voken_jax.state import policy_of
-from voken_jax.tokenizer_step import Perceptual
+from voken_jax.tokenizer.state import policy_of
+from voken_jax.tokenizer.step import Perceptual
 
 
 def build_lpips(config: Config) -> Network:

@@ -30,9 +30,9 @@ from voken_common.checkpoints.weight_names import require_same_shapes
 from voken_common.config.sampling import Sampling
 from voken_common.data.tokens.format import join_ids
 from voken_jax import loading
-from voken_jax.sampling import compiler_options, generate
-from voken_jax.state import build_generator_network
-from voken_jax.tokenizer import Tokenizer
+from voken_jax.generator.sampling import compiler_options, generate
+from voken_jax.tokenizer.state import build_generator_network
+from voken_jax.tokenizer.api import Tokenizer
 
 
 class Generator:
