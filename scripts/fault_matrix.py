@@ -124,7 +124,7 @@ def _prepare() -> None:
     import jax
     import torch
 
-    from voken_jax import trainer
+    from voken_jax.training import run as trainer
 
     # As in the commands that are started: numbers depend on how sums are split.
     torch.set_num_threads(1)

@@ -48,7 +48,7 @@ def main() -> int:
     from voken_common.metrics import psnr
     from voken_common.visual import reconstruction_grid, save_png
     from voken_jax.tokenizer.api import Tokenizer
-    from voken_jax.trainer import train
+    from voken_jax.training.run import train
 
     try:
         config = load_config(options.config, options.overrides)

@@ -47,7 +47,7 @@ def load_tokenizer(path):
     """The tokenizer, trained first if there is none."""
     from voken_common.config.loading import load_config
     from voken_jax.tokenizer.api import Tokenizer
-    from voken_jax.trainer import train
+    from voken_jax.training.run import train
 
     if not (path / "checkpoints").is_dir():
         print(f"no tokenizer in {path}: training the one of {TOKENIZER_CONFIG} first", flush=True)
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     from voken_common.visual import class_wall, save_png
     from voken_jax.encode import encode_dataset
     from voken_jax.generator.api import Generator
-    from voken_jax.trainer import train
+    from voken_jax.training.run import train
 
     try:
         config = load_any_config(options.config, options.overrides)

@@ -17,11 +17,11 @@ from voken_common.config.schedules import build_schedule
 from voken_common.config.tokenizer import Config
 from voken_jax.budget import Budget, Machine, communication, lines, matrix_flops
 from voken_jax.generator.step import GeneratorStep, abstract_generator_state
-from voken_jax.optim import build_generator_optimizer, build_optimizer
+from voken_jax.optimization.optim import build_generator_optimizer, build_optimizer
 from voken_jax.tokenizer.perceptual import build_lpips
 from voken_jax.sharding import batch_sharding, check_batch, make_mesh
 from voken_jax.tokenizer.state import abstract_state, build_generator_network, build_players
-from voken_jax.task import shardings_of, size_of
+from voken_jax.training.task import shardings_of, size_of
 from voken_jax.tokenizer.step import Perceptual, TokenizerStep
 
 NOMINAL_STEPS = 1000

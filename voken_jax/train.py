@@ -59,8 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     from voken_common.errors import NonFiniteError
     from voken_jax.budget import machine_of
     from voken_jax.dry_run import dry_run
-    from voken_jax.replay import replay
-    from voken_jax.trainer import train
+    from voken_jax.training.replay import replay
+    from voken_jax.training.run import train
 
     try:
         config = load_any_config(options.config, options.overrides)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.tiny import tiny_config
 from voken_common.data.pipeline import TrainIterator
-from voken_jax import trainer
+from voken_jax.training import run as trainer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from voken_jax.checkpoint import Checkpoints
 from voken_jax.conversion import run, torch_bridge, verify
 from voken_jax.conversion.networks import manifest_of
 from voken_jax.conversion.orbax_step import read_step
-from voken_jax.optim import build_optimizer
+from voken_jax.optimization.optim import build_optimizer
 from voken_jax.sharding import make_mesh
 from voken_jax.tokenizer.state import abstract_state, build_players
 from voken_jax.tokenizer.api import Tokenizer

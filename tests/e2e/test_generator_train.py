@@ -18,7 +18,7 @@ from voken_common.data.tokens.pipeline import TokenIterator, build_token_iterato
 from voken_common.training.flops import sample_flops
 from voken_common.training.log import RunLog
 from voken_common.data.tokens.format import split_ids
-from voken_jax import trainer
+from voken_jax.training import run as trainer
 from voken_jax.checkpoint import Checkpoints, find_step, read_meta
 from voken_jax.dry_run import dry_run
 from voken_jax.generator.data import GeneratorData
@@ -26,7 +26,7 @@ from voken_jax.sharding import make_mesh
 from voken_jax.tokenizer.state import build_generator_network
 from voken_jax.tokenizer.api import Tokenizer
 from voken_jax.train import main
-from voken_jax.trainer import train
+from voken_jax.training.run import train
 
 EIGHT = ADAPTIVE | {"classes": 8}
 """As many classes as there are photographs, so that runs on shards and on images share one program."""

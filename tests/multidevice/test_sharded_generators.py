@@ -10,7 +10,7 @@ from tests.multidevice.test_step import assert_same
 from voken_common.config.schedules import build_schedule
 from voken_jax.generator.step import GeneratorStep, abstract_generator_state, create_generator_state
 from voken_jax.generator.validation import GeneratorValidator
-from voken_jax.optim import build_generator_optimizer
+from voken_jax.optimization.optim import build_generator_optimizer
 from voken_jax.sharding import batch_sharding, make_mesh
 from voken_jax.tokenizer.state import build_generator_network
 

@@ -17,7 +17,7 @@ from tests.e2e.tiny_generator import ADAPTIVE, FACTORIZED, generator_mapping, wr
 from tests.multidevice.recorded import recording
 from voken_common.config.loading import load_any_config
 from voken_common.training.log import RunLog
-from voken_jax import trainer
+from voken_jax.training import run as trainer
 from voken_jax.checkpoint import find_step
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ from voken_common.config.schedules import build_schedule
 from voken_jax.models.functional import Network
 from voken_jax.models.layers import Policy
 from voken_jax.models.lpips import LPIPS
-from voken_jax.optim import build_optimizer
+from voken_jax.optimization.optim import build_optimizer
 from voken_jax.quantizers.configured import quantize
 from voken_jax.sharding import make_mesh, state_shardings
 from voken_jax.tokenizer.state import build_players, init_state

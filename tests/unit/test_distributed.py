@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from voken_jax import distributed
-from voken_jax.stop import AgreedStop
+from voken_jax.training.stop import AgreedStop
 from voken_jax.train import main
 
 VARIABLES = ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE")
@@ -113,7 +113,7 @@ def test_several_processes_stop_at_one_step_though_a_number_comes_again(monkeypa
     asked = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(
-        "voken_jax.stop.multihost_utils.reached_preemption_sync_point", lambda step: asked.append(step) or step == 4
+        "voken_jax.training.stop.multihost_utils.reached_preemption_sync_point", lambda step: asked.append(step) or step == 4
     )
     stop = AgreedStop()
     # The third step was refused, which is found out at the fifth.

@@ -9,7 +9,7 @@ from tests.e2e.tiny import tiny_config
 from voken_common.checkpoints.lpips_weights import PREFIX, lpips_shapes
 from voken_common.checkpoints.downloads import WeightsError
 from voken_jax.tokenizer.perceptual import build_lpips, load_perceptual
-from voken_jax.trainer import build
+from voken_jax.training.run import build
 
 
 def seeded_weights():

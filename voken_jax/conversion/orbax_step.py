@@ -23,7 +23,7 @@ from voken_common.errors import CheckpointError
 from voken_common.config.generator import GeneratorConfig
 from voken_jax.checkpoint import DATA_FILE, read_data, read_meta, readable
 from voken_jax.integrity import seal
-from voken_jax.optim import DecayState, build_generator_optimizer, build_optimizer
+from voken_jax.optimization.optim import DecayState, build_generator_optimizer, build_optimizer
 
 REST = "rest"
 _PLAYERS = ("generator", "discriminator")

@@ -105,7 +105,7 @@ class GeneratorStep:
     Args:
         config: the run.
         network: the generator as a function of weights.
-        optimizer: of `voken_jax.optim.build_generator_optimizer`.
+        optimizer: of `voken_jax.optimization.optim.build_generator_optimizer`.
         mesh: axes (data, fsdp, model).
         shardings: of the state, as a pytree of NamedSharding.
     """

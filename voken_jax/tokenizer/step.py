@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from voken_common.config.tokenizer import Config
-from voken_jax.code_usage import MICRO_BATCHES
+from voken_jax.optimization.codebook_usage import MICRO_BATCHES
 from voken_jax.tokenizer.losses import (
     LecamAverages,
     adaptive_weight,

@@ -19,9 +19,9 @@ from voken_common.config.tokenizer import Config
 from voken_jax.checkpoint import Checkpoints
 from voken_jax.generator.data import open_tokens
 from voken_jax.generator.task import GeneratorTask
-from voken_jax.steps import Steps
-from voken_jax.stop import AgreedStop, any_process
-from voken_jax.task import Task
+from voken_jax.training.step_queue import Steps
+from voken_jax.training.stop import AgreedStop, any_process
+from voken_jax.training.task import Task
 from voken_jax.tokenizer.task import TokenizerTask, open_images
 
 logger = logging.getLogger("voken")

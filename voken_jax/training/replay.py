@@ -9,7 +9,7 @@ from voken_common.errors import CheckpointError
 from voken_common.checkpoints.frozen_tokenizer import tokenizer_of_run
 from voken_common.training.health import check_replayed, describe_replay, load_failed_batch
 from voken_jax.checkpoint import Checkpoints
-from voken_jax.trainer import build, open_data
+from voken_jax.training.run import build, open_data
 
 
 def replay(config: AnyConfig, workdir: Path, path: Path) -> dict[str, float]:
