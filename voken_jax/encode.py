@@ -21,7 +21,7 @@ from voken_common.config.data import DataConfig
 from voken_common.config.tokenizer import MeshConfig
 from voken_common.data.tokens.format import TokenInfo
 from voken_common.data.tokens.encode import Encoding
-from voken_jax.sharding import batch_sharding, make_mesh, replicated
+from voken_jax.parallel.sharding import batch_sharding, make_mesh, replicated
 from voken_jax.tokenizer.api import Tokenizer
 
 

@@ -11,7 +11,7 @@ import logging
 import sys
 from pathlib import Path
 
-from voken_jax import distributed
+from voken_jax.parallel import distributed
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -57,8 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     from voken_common.config.loading import load_any_config
     from voken_common.errors import NonFiniteError
-    from voken_jax.budget import machine_of
-    from voken_jax.dry_run import dry_run
+    from voken_jax.dry_run.budget import machine_of
+    from voken_jax.dry_run.command import dry_run
     from voken_jax.training.replay import replay
     from voken_jax.training.run import train
 

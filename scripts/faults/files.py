@@ -304,7 +304,7 @@ def fuzzed_checkpoints(framework: Framework, count: int = 12, seed: int = 0) -> 
     draw, found = random.Random(seed), 0
     problems: Callable[[Path], list[str]]
     if framework.name == "jax":
-        from voken_jax.integrity import step_problems as problems
+        from voken_jax.checkpoints.checksums import step_problems as problems
     else:
         from voken_torch.checkpoint import file_problems as problems
     source = interrupted(framework, "fuzz_source")

@@ -170,7 +170,7 @@ class Framework:
             content = read(place)
             flat = _flat({key: content[key] for key in ("generator", "generator_ema", "rest") if key in content})
             return flat | {"position": np.asarray(content["data"]["position"])}
-        from voken_jax.checkpoint import read_data
+        from voken_jax.checkpoints.orbax import read_data
         from voken_jax.conversion.orbax_step import _read_item
 
         items = [item for item in ("generator", "generator_ema", "rest") if (place / item).is_dir()]

@@ -20,12 +20,12 @@ from voken_common.config.loading import to_yaml, validate
 from voken_common.data.pipeline import build_train_iterator
 from voken_common.errors import CheckpointError
 from voken_jax import convert
-from voken_jax.checkpoint import Checkpoints
+from voken_jax.checkpoints.orbax import Checkpoints
 from voken_jax.conversion import run, torch_bridge, verify
 from voken_jax.conversion.networks import manifest_of
 from voken_jax.conversion.orbax_step import read_step
 from voken_jax.optimization.optim import build_optimizer
-from voken_jax.sharding import make_mesh
+from voken_jax.parallel.sharding import make_mesh
 from voken_jax.tokenizer.state import abstract_state, build_players
 from voken_jax.tokenizer.api import Tokenizer
 from voken_torch.checkpoint import Checkpoints as TorchCheckpoints

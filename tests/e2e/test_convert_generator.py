@@ -16,9 +16,9 @@ from voken_common.checkpoints.steps import Meta
 from voken_common.config.loading import validate_any
 from voken_common.config.sampling import Sampling
 from voken_jax import convert
-from voken_jax.checkpoint import read_meta
+from voken_jax.checkpoints.orbax import read_meta
 from voken_jax.conversion import run
-from voken_jax.conversion.first_stage import target_of
+from voken_jax.conversion.frozen_tokenizer import target_of
 from voken_jax.conversion.networks import manifest_of
 from voken_jax.conversion.orbax_step import read_step
 from voken_jax.generator.api import Generator

@@ -10,7 +10,7 @@ from tests.e2e.published_generator import FAMILIES, call, networks_once  # noqa:
 from tests.e2e.tiny_generator import generator_config, write_shards
 from voken_common.checkpoints.steps import Meta, Progress
 from voken_common.data.tokens.pipeline import build_token_iterator
-from voken_jax.checkpoint import Checkpoints
+from voken_jax.checkpoints.orbax import Checkpoints
 from voken_jax.generator.task import GeneratorTask
 from voken_torch.checkpoint import Checkpoints as TorchCheckpoints
 from voken_torch.checkpoint import read as read_torch

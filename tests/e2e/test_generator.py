@@ -24,7 +24,7 @@ from voken_jax.convert import main as convert
 from voken_jax.generator.api import Generator as JaxGenerator
 from voken_jax.generator.validation import GeneratorValidator as JaxValidator
 from voken_jax.models.stacked import stack_layers
-from voken_jax.sharding import make_mesh
+from voken_jax.parallel.sharding import make_mesh
 from voken_jax.tokenizer.api import Tokenizer
 from voken_torch import sample as torch_sample
 from voken_torch.checkpoint import Checkpoints

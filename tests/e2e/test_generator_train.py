@@ -19,10 +19,10 @@ from voken_common.training.flops import sample_flops
 from voken_common.training.log import RunLog
 from voken_common.data.tokens.format import split_ids
 from voken_jax.training import run as trainer
-from voken_jax.checkpoint import Checkpoints, find_step, read_meta
-from voken_jax.dry_run import dry_run
+from voken_jax.checkpoints.orbax import Checkpoints, find_step, read_meta
+from voken_jax.dry_run.command import dry_run
 from voken_jax.generator.data import GeneratorData
-from voken_jax.sharding import make_mesh
+from voken_jax.parallel.sharding import make_mesh
 from voken_jax.tokenizer.state import build_generator_network
 from voken_jax.tokenizer.api import Tokenizer
 from voken_jax.train import main

@@ -23,10 +23,10 @@ from voken_common.data.pipeline import TrainIterator
 from voken_common.data.tokens.pipeline import TokenIterator
 from voken_common.errors import CheckpointError, DamagedError, NonFiniteError
 from voken_common.training.log import RunLog
-from voken_jax import checkpoint as jax_checkpoint
+from voken_jax.checkpoints import orbax as jax_checkpoint
 from voken_jax.training import replay as jax_replay
 from voken_jax.training import run as jax_trainer
-from voken_jax.checkpoint import find_step as jax_step
+from voken_jax.checkpoints.orbax import find_step as jax_step
 from voken_jax.conversion.orbax_step import _read_item
 from voken_jax.tokenizer.api import Tokenizer
 from voken_torch import checkpoint as torch_checkpoint

@@ -16,8 +16,8 @@ from voken_common.data.pipeline import TrainIterator, build_train_iterator
 from voken_common.errors import CheckpointError, NonFiniteError
 from voken_common.training.log import RunLog, StopRequest
 from voken_jax.training import run as trainer
-from voken_jax.checkpoint import Checkpoints, find_step, read_meta
-from voken_jax.dry_run import dry_run
+from voken_jax.checkpoints.orbax import Checkpoints, find_step, read_meta
+from voken_jax.dry_run.command import dry_run
 from voken_jax.train import main
 from voken_jax.training.run import train
 

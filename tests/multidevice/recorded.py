@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from voken_common.training.log import RunLog
-from voken_jax import distributed
+from voken_jax.parallel import distributed
 from voken_jax.train import main
 
 

@@ -11,7 +11,7 @@ from voken_common.config.schedules import build_schedule
 from voken_jax.generator.step import GeneratorStep, abstract_generator_state, create_generator_state
 from voken_jax.generator.validation import GeneratorValidator
 from voken_jax.optimization.optim import build_generator_optimizer
-from voken_jax.sharding import batch_sharding, make_mesh
+from voken_jax.parallel.sharding import batch_sharding, make_mesh
 from voken_jax.tokenizer.state import build_generator_network
 
 pytestmark = pytest.mark.usefixtures("x64")

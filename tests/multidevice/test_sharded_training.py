@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.multidevice.test_step import BATCHES, assert_same, config_of, initial, run, run_of
-from voken_jax.sharding import batch_shards
+from voken_jax.parallel.sharding import batch_shards
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -11,7 +11,7 @@ import pytest
 from voken_common.config.loading import validate
 from voken_common.config.schedules import build_schedule
 from voken_jax.optimization.optim import build_optimizer
-from voken_jax.sharding import batch_sharding, make_mesh
+from voken_jax.parallel.sharding import batch_sharding, make_mesh
 from voken_jax.tokenizer.state import abstract_state, build_players, create_state
 from voken_jax.tokenizer.step import TokenizerStep, failed_terms
 

@@ -18,7 +18,7 @@ from tests.multidevice.recorded import recording
 from voken_common.config.loading import load_any_config
 from voken_common.training.log import RunLog
 from voken_jax.training import run as trainer
-from voken_jax.checkpoint import find_step
+from voken_jax.checkpoints.orbax import find_step
 
 ROOT = Path(__file__).resolve().parents[2]
 DOUBLE = {"precision": {"param_dtype": "float64", "compute_dtype": "float64"}}

@@ -18,7 +18,7 @@ from voken_jax.models.generator import build_generator
 from voken_jax.models.layers import Policy
 from voken_jax.models.stacked import stack_layers, unstack_layers
 from voken_jax.optimization.optim import build_generator_optimizer
-from voken_jax.sharding import make_mesh, replicated
+from voken_jax.parallel.sharding import make_mesh, replicated
 
 KINDS = ["ar_train_magvit2", "ar_train_ibq"]
 

@@ -13,7 +13,7 @@ from voken_jax.models.layers import Policy
 from voken_jax.models.lpips import LPIPS
 from voken_jax.optimization.optim import build_optimizer
 from voken_jax.quantizers.configured import quantize
-from voken_jax.sharding import make_mesh, state_shardings
+from voken_jax.parallel.sharding import make_mesh, state_shardings
 from voken_jax.tokenizer.state import build_players, init_state
 from voken_jax.tokenizer.step import Perceptual, TokenizerStep
 

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from voken_jax.budget import Budget, Machine, Traffic, communication, lines, matrix_flops
+from voken_jax.dry_run.budget import Budget, Machine, Traffic, communication, lines, matrix_flops
 from voken_jax.train import main, parse
 
 
@@ -138,8 +138,8 @@ def test_a_dry_run_reports_it(tmp_path, capsys):
     from tests.e2e.tiny_generator import generator_mapping, write_generator
     from voken_common.config.loading import load_any_config
     from voken_common.training.flops import sample_flops
-    from voken_jax.budget import Machine
-    from voken_jax.dry_run import dry_run
+    from voken_jax.dry_run.budget import Machine
+    from voken_jax.dry_run.command import dry_run
 
     file = write_generator(tmp_path, generator_mapping(tmp_path, mesh={"fsdp": 2}))
     config = load_any_config(file)

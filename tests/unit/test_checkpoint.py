@@ -14,11 +14,11 @@ from tests.e2e.tiny import tiny_config
 from voken_common.config.loading import with_overrides
 from voken_common.data.pipeline import build_train_iterator
 from voken_common.errors import CheckpointError, DamagedError
-from voken_jax.checkpoint import Checkpoints, find_step, load_generator, read_meta
+from voken_jax.checkpoints.orbax import Checkpoints, find_step, load_generator, read_meta
 from voken_jax.conversion.orbax_step import read_step
-from voken_jax.integrity import step_problems
+from voken_jax.checkpoints.checksums import step_problems
 from voken_jax.tokenizer.losses import LecamAverages
-from voken_jax.sharding import make_mesh
+from voken_jax.parallel.sharding import make_mesh
 from voken_jax.tokenizer.state import TrainState
 
 PSNR = {1: 30.0, 2: 10.0, 3: None, 4: 20.0}
@@ -272,7 +272,7 @@ def test_a_step_that_cannot_be_written_leaves_those_before(run, tmp_path, monkey
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("voken_jax.integrity.seal", full)
+    monkeypatch.setattr("voken_jax.checkpoints.checksums.seal", full)
     checkpoints, iterator = Checkpoints(tmp_path, run[1].checkpoint), open_iterator(run[1])
     with pytest.raises(CheckpointError, match=r"step 5 could not be written .*No space left.*intact: \[1, 3, 4\]"):
         checkpoints.save(state_of(5), run[1], iterator, {})

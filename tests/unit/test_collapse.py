@@ -9,7 +9,7 @@ import torch
 from voken_common.training.collapse import CodeUse, CollapseWatch
 from voken_common.config.tokenizer import HealthConfig, MeshConfig
 from voken_jax.optimization.codebook_usage import distinct, nothing_seen, see
-from voken_jax.sharding import make_mesh
+from voken_jax.parallel.sharding import make_mesh
 from voken_torch.code_usage import SeenCodes
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voken_common.config.loading import ConfigError, from_json, load_config, merge, to_yaml, validate, with_overrides
-from voken_jax.sharding import check_batch, make_mesh
+from voken_jax.parallel.sharding import check_batch, make_mesh
 
 LFQ = {
     "name": "tiny",

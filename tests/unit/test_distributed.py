@@ -6,7 +6,7 @@ import logging
 import jax
 import pytest
 
-from voken_jax import distributed
+from voken_jax.parallel import distributed
 from voken_jax.training.stop import AgreedStop
 from voken_jax.train import main
 

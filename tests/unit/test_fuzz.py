@@ -15,7 +15,7 @@ from tests.unit.test_checkpoint import open_iterator, save_all, state_of, tiny_c
 from voken_common.config.loading import load_any_config
 from voken_common.errors import CheckpointError
 from voken_common.checkpoints.torch_pickle import load
-from voken_jax.checkpoint import Checkpoints, steps_in
+from voken_jax.checkpoints.orbax import Checkpoints, steps_in
 from voken_torch.checkpoint import Checkpoints as TorchCheckpoints
 from voken_torch.checkpoint import find_step, read
 

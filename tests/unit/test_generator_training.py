@@ -18,7 +18,7 @@ from voken_common.config.tokenizer import MeshConfig
 from voken_jax.generator.step import GeneratorStep, init_generator_state, token_losses
 from voken_jax.models.stacked import bind_stacked, in_state, is_stacked, stack_layers, unstack_layers
 from voken_jax.optimization.optim import scheduled_decay
-from voken_jax.sharding import generator_spec, make_mesh, replicated
+from voken_jax.parallel.sharding import generator_spec, make_mesh, replicated
 from voken_jax.tokenizer.state import build_generator_network
 from voken_jax.tokenizer.step import failed_terms
 

@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from voken_jax import orbax_noise
+from voken_jax.checkpoints import orbax_messages as orbax_noise
 
 
 @pytest.fixture

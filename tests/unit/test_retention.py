@@ -14,8 +14,8 @@ from voken_common.checkpoints.steps import keeping as run_steps
 from voken_common.config.loading import with_overrides
 from voken_common.errors import CheckpointError
 from voken_common.checkpoints.keeping import RunSteps, StepFiles
-from voken_jax import checkpoint as jax_checkpoint
-from voken_jax import integrity as jax_integrity
+from voken_jax.checkpoints import orbax as jax_checkpoint
+from voken_jax.checkpoints import checksums as jax_integrity
 from voken_torch import checkpoint as torch_checkpoint
 
 ONE = ("checkpoint.keep_last=1", "checkpoint.keep_best=0")

@@ -21,8 +21,8 @@ from voken_common.config.loading import AnyConfig
 from voken_common.checkpoints.conversion.contents import Contents, Manifest, Moments, Training
 from voken_common.errors import CheckpointError
 from voken_common.config.generator import GeneratorConfig
-from voken_jax.checkpoint import DATA_FILE, read_data, read_meta, readable
-from voken_jax.integrity import seal
+from voken_jax.checkpoints.orbax import DATA_FILE, read_data, read_meta, readable
+from voken_jax.checkpoints.checksums import seal
 from voken_jax.optimization.optim import DecayState, build_generator_optimizer, build_optimizer
 
 REST = "rest"
@@ -33,7 +33,7 @@ def read_step(folder: Path, weights: Weights | None = None, training: bool = Tru
     """Read a step.
 
     Args:
-        folder: as `voken_jax.checkpoint.find_step` gives it.
+        folder: as `voken_jax.checkpoints.orbax.find_step` gives it.
         weights: read only this set; None: everything.
         training: read the training state too, unless a set is asked for.
 

@@ -17,8 +17,8 @@ from voken_common.checkpoints.conversion.formats import read_file
 from voken_common.errors import CheckpointError
 from voken_common.checkpoints.checksums import zip_problems
 from voken_common.checkpoints.torch_pickle import storage_names
-from voken_jax.checkpoint import read_meta
-from voken_jax.integrity import step_problems
+from voken_jax.checkpoints.orbax import read_meta
+from voken_jax.checkpoints.checksums import step_problems
 
 SUFFIXES: dict[str, Format] = {".pt": "torch", ".safetensors": "safetensors", ".ckpt": "lightning"}
 CONFIG_FILE = "config.yaml"

@@ -18,8 +18,9 @@ from voken_common.checkpoints.conversion.safetensors_file import write_safetenso
 from voken_common.atomic_write import replacing
 from voken_common.config.generator import GeneratorConfig
 from voken_common.config.tokenizer import Config
-from voken_jax.conversion import first_stage, places, torch_bridge
-from voken_jax.conversion.first_stage import FirstStage
+from voken_jax.conversion import places, torch_bridge
+from voken_jax.conversion import frozen_tokenizer as first_stage
+from voken_jax.conversion.frozen_tokenizer import FirstStage
 from voken_jax.conversion.networks import manifest_of
 from voken_jax.conversion.orbax_step import read_step, write_step
 from voken_jax.conversion.verify import compare

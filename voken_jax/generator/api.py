@@ -29,7 +29,7 @@ from voken_common.config.generator import GeneratorConfig, SamplingConfig
 from voken_common.checkpoints.weight_names import require_same_shapes
 from voken_common.config.sampling import Sampling
 from voken_common.data.tokens.format import join_ids
-from voken_jax import loading
+from voken_jax.checkpoints import load as loading
 from voken_jax.generator.sampling import compiler_options, generate
 from voken_jax.tokenizer.state import build_generator_network
 from voken_jax.tokenizer.api import Tokenizer

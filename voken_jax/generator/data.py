@@ -21,7 +21,7 @@ from voken_common.data.tokens.pipeline import TokenIterator
 from voken_common.config.generator import GeneratorConfig
 from voken_jax.generator.frozen_tokenizer import FrozenTokenizer
 from voken_jax.generator.step import Batch
-from voken_jax.sharding import batch_sharding
+from voken_jax.parallel.sharding import batch_sharding
 
 logger = logging.getLogger("voken")
 

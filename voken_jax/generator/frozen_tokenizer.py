@@ -18,7 +18,7 @@ from voken_common.config.generator import GeneratorConfig
 from voken_common.data.tokens.format import join_ids, sub_tokens
 from voken_jax.models.functional import Weights
 from voken_jax.quantizers.configured import encode_indices
-from voken_jax.sharding import batch_sharding, replicated
+from voken_jax.parallel.sharding import batch_sharding, replicated
 from voken_jax.tokenizer.state import build_autoencoder
 from voken_jax.tokenizer.api import Tokenizer
 

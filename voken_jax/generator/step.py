@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, UInt
 from voken_common.config.generator import GeneratorConfig
 from voken_jax.models.functional import Network, Weights
 from voken_jax.models.stacked import bind_stacked, stack_layers
-from voken_jax.sharding import batch_sharding, replicated, with_shardings
+from voken_jax.parallel.sharding import batch_sharding, replicated, with_shardings
 
 Metrics = dict[str, Float[Array, ""]]
 Batch = dict[str, Array]

@@ -20,7 +20,7 @@ from voken_jax.generator.step import Batch
 from voken_jax.models.functional import Network, Weights
 from voken_jax.models.stacked import bind_stacked, unstack_layers
 from voken_jax.generator.sampling import compiler_options, generate
-from voken_jax.sharding import replicated
+from voken_jax.parallel.sharding import replicated
 
 
 class GeneratorValidator:

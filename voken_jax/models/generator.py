@@ -31,7 +31,7 @@ from voken_jax.models.transformer import (
     run_cached,
     stack_blocks,
 )
-from voken_jax.sharding import SAMPLES, constrain
+from voken_jax.parallel.sharding import SAMPLES, constrain
 
 Logits = tuple[Float[Array, "B T V"], ...]
 Choose = Callable[[Float[Array, "B V"], int], Int[Array, "B"]]

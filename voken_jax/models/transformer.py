@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from voken_common.config.transformer import TransformerConfig
 from voken_jax.models.layers import Policy, at_least_float32
-from voken_jax.sharding import SAMPLES, constrain
+from voken_jax.parallel.sharding import SAMPLES, constrain
 
 EPSILON = 1e-5
 _INITIAL = nnx.initializers.normal(0.02)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Int
 
-from voken_jax.sharding import BATCH, SAMPLES, batch_sharding, batch_shards
+from voken_jax.parallel.sharding import BATCH, SAMPLES, batch_sharding, batch_shards
 
 MICRO_BATCHES = P(None, SAMPLES)
 """Where a step's ids lie: those of a sample on the device that has the sample."""

@@ -19,7 +19,7 @@ from voken_jax.models.discriminator import build_discriminator
 from voken_jax.models.functional import Network, Weights
 from voken_jax.models.generator import build_generator
 from voken_jax.models.layers import Policy
-from voken_jax.sharding import with_shardings
+from voken_jax.parallel.sharding import with_shardings
 
 
 @jax.tree_util.register_dataclass

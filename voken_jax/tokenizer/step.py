@@ -34,7 +34,7 @@ from voken_jax.tokenizer.losses import (
 )
 from voken_jax.models.functional import Network, Weights, buffers_of
 from voken_jax.quantizers.configured import Quantized, quantize
-from voken_jax.sharding import BATCH, batch_sharding, replicated
+from voken_jax.parallel.sharding import BATCH, batch_sharding, replicated
 from voken_jax.tokenizer.state import Players, TrainState
 
 Images = Float[Array, "B H W 3"]

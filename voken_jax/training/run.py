@@ -16,7 +16,7 @@ from voken_common.training.profiling import FOLDER, Profiler
 from voken_common.training.lock import held
 from voken_common.training.loop import Hooks, RunLoop
 from voken_common.config.tokenizer import Config
-from voken_jax.checkpoint import Checkpoints
+from voken_jax.checkpoints.orbax import Checkpoints
 from voken_jax.generator.data import open_tokens
 from voken_jax.generator.task import GeneratorTask
 from voken_jax.training.step_queue import Steps

@@ -41,11 +41,11 @@ from voken_common.errors import CheckpointError
 from voken_common.config.generator import GeneratorCheckpointConfig
 from voken_common.checkpoints.keeping import RunSteps, StepFiles
 from voken_common.config.tokenizer import CheckpointConfig
-from voken_jax.distributed import gather_objects
+from voken_jax.parallel.distributed import gather_objects
 from voken_jax.generator.step import GeneratorState
-from voken_jax.integrity import needed_items, step_path, step_problems, visible_problems
+from voken_jax.checkpoints.checksums import needed_items, step_path, step_problems, visible_problems
 from voken_jax.tokenizer.losses import LecamAverages
-from voken_jax.orbax_noise import hush
+from voken_jax.checkpoints.orbax_messages import hush
 from voken_jax.tokenizer.state import TrainState
 
 AnyState = TrainState | GeneratorState

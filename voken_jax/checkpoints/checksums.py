@@ -16,7 +16,7 @@ from orbax.checkpoint._src.path import atomicity
 
 from voken_common.checkpoints.steps import checksums as integrity
 from voken_common.checkpoints.steps import ITEMS, Weights
-from voken_jax.ocdbt import stored_arrays
+from voken_jax.checkpoints.ocdbt import stored_arrays
 
 _STILL_CHANGING = ("_CHECKPOINT_METADATA", "commit_success.txt")
 """Orbax writes the time of the last rename into these; nothing is read from them."""
