@@ -113,7 +113,7 @@ def ours_torch(case: Case) -> Generate:
     import torch
 
     from voken_torch.models.generator import build_generator
-    from voken_torch.sampling import generate
+    from voken_torch.generator.sampling import generate
 
     network, device = _torch_model(case, build_generator)
     labels = torch.from_numpy(case.labels).to(device)

@@ -19,7 +19,7 @@ from voken_common.config.data import DataConfig
 from voken_common.data.tokens.format import TokenInfo
 from voken_common.data.tokens.encode import Encoding
 from voken_torch import device
-from voken_torch.tokenizer import Tokenizer
+from voken_torch.tokenizer.api import Tokenizer
 
 
 def encode_dataset(

@@ -13,7 +13,7 @@ import torch
 
 from voken_common.commands import reconstruct as reconstruction
 from voken_torch import device
-from voken_torch.tokenizer import Tokenizer
+from voken_torch.tokenizer.api import Tokenizer
 
 
 def main(arguments: list[str] | None = None) -> int:

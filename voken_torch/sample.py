@@ -21,7 +21,7 @@ from voken_common.commands import sample as sample_command
 from voken_common.pixels import to_uint8
 from voken_common.config.sampling import Sampling
 from voken_torch import device
-from voken_torch.generator import Generator
+from voken_torch.generator.api import Generator
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from voken_jax.checkpoints.orbax import Checkpoints
 from voken_jax.generator.task import GeneratorTask
 from voken_torch.checkpoint import Checkpoints as TorchCheckpoints
 from voken_torch.checkpoint import read as read_torch
-from voken_torch.generator_step import create_generator_state
+from voken_torch.generator.step import create_generator_state
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["averages and clipping", "neither"])

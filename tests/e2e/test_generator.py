@@ -28,9 +28,9 @@ from voken_jax.parallel.sharding import make_mesh
 from voken_jax.tokenizer.api import Tokenizer
 from voken_torch import sample as torch_sample
 from voken_torch.checkpoint import Checkpoints
-from voken_torch.generator import Generator as TorchGenerator
-from voken_torch.generator_step import create_generator_state
-from voken_torch.generator_validation import GeneratorValidator as TorchValidator
+from voken_torch.generator.api import Generator as TorchGenerator
+from voken_torch.generator.step import create_generator_state
+from voken_torch.generator.validation import GeneratorValidator as TorchValidator
 from voken_torch.models.autoencoder import Autoencoder
 from voken_torch.models.generator import build_generator
 from voken_torch.models.layers import Policy

@@ -32,7 +32,7 @@ from voken_jax.tokenizer.api import Tokenizer
 from voken_torch import checkpoint as torch_checkpoint
 from voken_torch import replay as torch_replay
 from voken_torch import trainer as torch_trainer
-from voken_torch.tokenizer import Tokenizer as TorchTokenizer
+from voken_torch.tokenizer.api import Tokenizer as TorchTokenizer
 
 TRAINERS = {"jax": jax_trainer, "torch": torch_trainer}
 CHECKPOINTS = {"jax": jax_checkpoint, "torch": torch_checkpoint}

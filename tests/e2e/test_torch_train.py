@@ -21,7 +21,7 @@ from voken_common.training.log import RunLog
 from voken_jax.convert import main as convert
 from voken_torch.checkpoint import find_step, read, read_meta, steps_in
 from voken_torch.reconstruct import main as reconstruct
-from voken_torch.tokenizer import Tokenizer
+from voken_torch.tokenizer.api import Tokenizer
 from voken_torch.train import main
 from voken_torch.trainer import train
 

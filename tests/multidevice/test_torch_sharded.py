@@ -13,8 +13,8 @@ from tests.unit.test_torch_step import assert_same, build, config_of, flat, imag
 from voken_common.config.loading import validate_any
 from voken_common.config.schedules import build_schedule
 from voken_torch import device, sharding
-from voken_torch.generator_step import GeneratorStep, create_generator_state, evaluation_generator
-from voken_torch.state import averaged_autoencoder
+from voken_torch.generator.step import GeneratorStep, create_generator_state, evaluation_generator
+from voken_torch.tokenizer.state import averaged_autoencoder
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
 

@@ -5,7 +5,7 @@ import torch
 from tests.golden_cases import assert_numbers, weight
 from tests.parity.test_generator_trajectories import batch_of, trajectory_config
 from voken_common.config.schedules import build_schedule, scheduled_weight_decay
-from voken_torch.generator_step import GeneratorStep, create_generator_state
+from voken_torch.generator.step import GeneratorStep, create_generator_state
 
 KINDS = ["ar_train_magvit2", "ar_train_ibq"]
 

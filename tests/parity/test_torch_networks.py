@@ -19,7 +19,7 @@ from tests.golden_cases import (
 )
 from tests.reference_config import model_section
 from voken_common.config.tokenizer import BlurConfig, IBQConfig, LFQConfig, ModelConfig, PatchGANConfig
-from voken_torch.losses import LecamAverages, discriminator_loss, generator_loss, lecam_regularizer, update_lecam
+from voken_torch.tokenizer.losses import LecamAverages, discriminator_loss, generator_loss, lecam_regularizer, update_lecam
 from voken_torch.models.autoencoder import Autoencoder
 from voken_torch.models.discriminator import build_discriminator
 from voken_torch.models.lpips import LPIPS

@@ -10,9 +10,9 @@ from tests.reference_config import trajectory_config
 from voken_common.checkpoints.steps import weight_names as names
 from voken_common.config.schedules import build_schedule
 from voken_torch.models.lpips import LPIPS
-from voken_torch.quantization import quantize
-from voken_torch.state import create_state
-from voken_torch.tokenizer_step import TokenizerStep
+from voken_torch.quantizers.configured import quantize
+from voken_torch.tokenizer.state import create_state
+from voken_torch.tokenizer.step import TokenizerStep
 
 KINDS = ["train_lfq", "train_ibq"]
 

@@ -9,7 +9,7 @@ from tests.reference_config import checkpoint_config
 from voken_common.config.loading import to_yaml
 from voken_jax.convert import main
 from voken_jax.tokenizer.api import Tokenizer as JaxTokenizer
-from voken_torch.tokenizer import Tokenizer as TorchTokenizer
+from voken_torch.tokenizer.api import Tokenizer as TorchTokenizer
 
 KINDS = ["upstream_checkpoint"]
 

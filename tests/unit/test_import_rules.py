@@ -145,7 +145,7 @@ def test_a_breach_is_found(tmp_path, path, source, expected):
         ("voken_jax/models/a.py", "from voken_jax.quantizers import lfq\nfrom . import layers\nimport voken_common.b"),
         ("voken_jax/tokenizer/state.py", "from voken_jax.models.a import Network\nfrom .losses import Averages"),
         ("voken_jax/train.py", "from voken_jax import checkpoint, tokenizer_step\nfrom voken_jax.evaluate import main"),
-        ("voken_torch/train.py", "import torch\nfrom voken_torch.state import TrainState"),
+        ("voken_torch/train.py", "import torch\nfrom voken_torch.tokenizer.state import TrainState"),
     ],
 )
 def test_the_allowed_direction_passes(tmp_path, path, source):

@@ -25,7 +25,7 @@ from voken_jax.generator.api import api as jax_generator
 from voken_jax import reconstruct as jax_reconstruct
 from voken_jax import sample as jax_sample
 from voken_torch import encode as torch_encode
-from voken_torch import generator as torch_generator
+from voken_torch.generator.api import api as torch_generator
 from voken_torch import reconstruct as torch_reconstruct
 from voken_torch import sample as torch_sample
 from voken_torch.models.autoencoder import Autoencoder

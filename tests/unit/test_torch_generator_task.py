@@ -8,8 +8,8 @@ import torch
 
 from voken_common.data.errors import DataError
 from voken_common.data.tokens.format import split_ids
-from voken_torch.frozen_tokenizer import FrozenTokenizer
-from voken_torch.generator_task import GeneratorTask
+from voken_torch.generator.frozen_tokenizer import FrozenTokenizer
+from voken_torch.generator.task import GeneratorTask
 
 CLASSES = 5
 

@@ -10,7 +10,7 @@ from voken_common.checkpoints.steps import weight_names as names
 from voken_common.config.loading import load_config
 from voken_common.published.models import MODELS
 from voken_torch.models.lpips import LPIPS
-from voken_torch.state import build_players
+from voken_torch.tokenizer.state import build_players
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENIZERS = [model for model in MODELS if model.family == "image tokenizer"]

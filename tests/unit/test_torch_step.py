@@ -11,8 +11,8 @@ from voken_common.errors import NonFiniteError
 from voken_common.checkpoints.weight_names import NameMismatch
 from voken_common.config.schedules import build_schedule
 from voken_torch import optim
-from voken_torch.state import averaged_autoencoder, create_state
-from voken_torch.tokenizer_step import TokenizerStep
+from voken_torch.tokenizer.state import averaged_autoencoder, create_state
+from voken_torch.tokenizer.step import TokenizerStep
 
 
 def config_of(kind="lfq", discriminator="blur", dtype="float64", **sections):

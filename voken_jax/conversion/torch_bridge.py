@@ -62,7 +62,7 @@ def encode(config: Config, weights: Arrays, images: np.ndarray) -> np.ndarray:
     """Ids (B, h, w) that the PyTorch network gives images (B, H, W, 3)."""
     import torch
 
-    from voken_torch.quantization import encode_indices
+    from voken_torch.quantizers.configured import encode_indices
 
     with torch.no_grad():
         model = _autoencoder(config, weights)
@@ -74,7 +74,7 @@ def decode(config: Config, weights: Arrays, ids: np.ndarray) -> np.ndarray:
     """Images (B, H, W, 3), clamped, that the PyTorch network gives ids (B, h, w)."""
     import torch
 
-    from voken_torch.quantization import lookup
+    from voken_torch.quantizers.configured import lookup
 
     with torch.no_grad():
         model = _autoencoder(config, weights)

@@ -8,7 +8,7 @@ from tests.unit.test_torch_step import config_of
 from voken_torch import device
 from voken_torch.device import DeviceError, Runtime
 from voken_torch.models.layers import plain_attention
-from voken_torch.state import create_state
+from voken_torch.tokenizer.state import create_state
 
 RUNTIME = device.start("npu")
 NPU = RUNTIME.device

@@ -7,8 +7,8 @@ from tests.unit.test_torch_step import assert_same, config_of, flat, images_of
 from voken_common.config.schedules import build_schedule
 from voken_torch import device
 from voken_torch.device import Runtime
-from voken_torch.state import create_state
-from voken_torch.tokenizer_step import TokenizerStep
+from voken_torch.tokenizer.state import create_state
+from voken_torch.tokenizer.step import TokenizerStep
 
 NPU = device.start("npu")
 CPU = Runtime()

@@ -13,8 +13,8 @@ from tests.unit.test_torch_step import config_of, flat, images_of
 from voken_common.config.schedules import build_schedule
 from voken_torch import device, sharding
 from voken_torch.device import Runtime
-from voken_torch.state import create_state
-from voken_torch.tokenizer_step import TokenizerStep
+from voken_torch.tokenizer.state import create_state
+from voken_torch.tokenizer.step import TokenizerStep
 from voken_torch.train import main as command
 
 STEPS = 3

@@ -19,7 +19,7 @@ from voken_common.checkpoints.steps import weight_names as names
 from voken_common.config.tokenizer import Config
 from voken_torch import optim
 from voken_torch.device import Runtime
-from voken_torch.losses import LecamAverages
+from voken_torch.tokenizer.losses import LecamAverages
 from voken_torch.models.autoencoder import Autoencoder
 from voken_torch.models.discriminator import BlurDiscriminator, PatchGAN, build_discriminator
 from voken_torch.models.layers import Policy, plain_attention

@@ -15,15 +15,15 @@ from voken_common.training.log import RunLog
 from voken_common.config.schedules import build_schedule
 from voken_common.visual import grid
 from voken_torch.device import Runtime
-from voken_torch.frozen_tokenizer import FrozenTokenizer
-from voken_torch.generator_step import (
+from voken_torch.generator.frozen_tokenizer import FrozenTokenizer
+from voken_torch.generator.step import (
     Batch,
     GeneratorState,
     GeneratorStep,
     create_generator_state,
     evaluation_generator,
 )
-from voken_torch.generator_validation import GeneratorValidator
+from voken_torch.generator.validation import GeneratorValidator
 from voken_torch.models.generator import Adaptive, Factorized
 from voken_torch.sharding import process_count, process_index
 from voken_torch.task import Metrics, Task, size_of, tell

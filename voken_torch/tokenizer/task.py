@@ -11,13 +11,13 @@ from voken_common.config.schedules import build_schedule
 from voken_common.config.tokenizer import Config
 from voken_common.training.validation import report
 from voken_torch.device import Runtime
-from voken_torch.perceptual import load_perceptual
+from voken_torch.tokenizer.perceptual import load_perceptual
 from voken_torch.sharding import process_count, process_index
-from voken_torch.state import TrainState, create_state
+from voken_torch.tokenizer.state import TrainState, create_state
 from voken_torch.task import Metrics, Task, size_of, tell
-from voken_torch.tokenizer_step import TokenizerStep
+from voken_torch.tokenizer.step import TokenizerStep
 from voken_torch.transfer import on_device
-from voken_torch.validation import Validator
+from voken_torch.tokenizer.validation import Validator
 
 
 def open_images(config: Config) -> Any:

@@ -35,7 +35,7 @@ from voken_torch.sharding import (
     whole,
     without_exchange,
 )
-from voken_torch.state import Seeded
+from voken_torch.tokenizer.state import Seeded
 
 Metrics = dict[str, Float[Tensor, ""]]
 Batch = dict[str, Tensor]

@@ -29,8 +29,8 @@ from voken_common.data.tokens.format import join_ids
 from voken_torch import loading
 from voken_torch.device import Runtime
 from voken_torch.models.generator import build_generator
-from voken_torch.sampling import generate
-from voken_torch.tokenizer import Tokenizer
+from voken_torch.generator.sampling import generate
+from voken_torch.tokenizer.api import Tokenizer
 
 
 class Generator:

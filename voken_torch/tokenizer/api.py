@@ -20,7 +20,7 @@ from voken_torch import loading
 from voken_torch.device import Runtime
 from voken_torch.models.autoencoder import Autoencoder
 from voken_torch.models.layers import Policy, plain_attention
-from voken_torch.quantization import code_indices, encode_indices, lookup
+from voken_torch.quantizers.configured import code_indices, encode_indices, lookup
 
 
 class Tokenizer:

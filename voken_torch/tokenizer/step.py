@@ -25,7 +25,7 @@ from voken_torch import optim
 from voken_torch.code_usage import SeenCodes
 from voken_torch.device import Runtime
 from voken_torch.kernels import at_least_float32
-from voken_torch.losses import (
+from voken_torch.tokenizer.losses import (
     LecamAverages,
     adaptive_weight,
     discriminator_loss,
@@ -36,7 +36,7 @@ from voken_torch.losses import (
 )
 from voken_torch.models.discriminator import synchronise_batch_norms
 from voken_torch.models.lpips import LPIPS
-from voken_torch.quantization import Quantized, quantize
+from voken_torch.quantizers.configured import Quantized, quantize
 from voken_torch.sharding import (
     average_in_place,
     check_config,
@@ -47,7 +47,7 @@ from voken_torch.sharding import (
     share_entries,
     without_exchange,
 )
-from voken_torch.state import Kept, Players, Seeded, TrainState
+from voken_torch.tokenizer.state import Kept, Players, Seeded, TrainState
 
 Images = Float[Tensor, "B 3 H W"]
 Scalar = Float[Tensor, ""]
