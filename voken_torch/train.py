@@ -46,8 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     from voken_common.config.loading import load_any_config
     from voken_common.errors import NonFiniteError
     from voken_common.checkpoints.downloads import WeightsError
-    from voken_torch.replay import replay
-    from voken_torch.trainer import train
+    from voken_torch.training.replay import replay
+    from voken_torch.training.run import train
 
     try:
         config = load_any_config(options.config, options.overrides)

@@ -10,7 +10,7 @@ from voken_common.config.loading import load_config
 from voken_jax.training import run as jax_trainer
 from voken_jax.convert import main as convert
 from voken_torch.checkpoint import find_step, read
-from voken_torch.trainer import train as train_in_torch
+from voken_torch.training.run import train as train_in_torch
 
 HALF, WHOLE = 5, 10
 RUN = {

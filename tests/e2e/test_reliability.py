@@ -30,8 +30,8 @@ from voken_jax.checkpoints.orbax import find_step as jax_step
 from voken_jax.conversion.orbax_step import _read_item
 from voken_jax.tokenizer.api import Tokenizer
 from voken_torch import checkpoint as torch_checkpoint
-from voken_torch import replay as torch_replay
-from voken_torch import trainer as torch_trainer
+from voken_torch.training import replay as torch_replay
+from voken_torch.training import run as torch_trainer
 from voken_torch.tokenizer.api import Tokenizer as TorchTokenizer
 
 TRAINERS = {"jax": jax_trainer, "torch": torch_trainer}

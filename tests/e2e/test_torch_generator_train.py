@@ -20,7 +20,7 @@ from voken_torch.checkpoint import Checkpoints, find_step, read, read_meta, step
 from voken_torch.tokenizer.state import create_state
 from voken_torch.tokenizer.api import Tokenizer
 from voken_torch.train import main
-from voken_torch.trainer import train
+from voken_torch.training.run import train
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_DROPOUT = dict.fromkeys(("token_dropout", "residual_dropout", "feed_forward_dropout", "label_dropout"), 0.0)

@@ -23,7 +23,7 @@ from voken_torch.checkpoint import find_step, read, read_meta, steps_in
 from voken_torch.reconstruct import main as reconstruct
 from voken_torch.tokenizer.api import Tokenizer
 from voken_torch.train import main
-from voken_torch.trainer import train
+from voken_torch.training.run import train
 
 ROOT = Path(__file__).resolve().parents[2]
 

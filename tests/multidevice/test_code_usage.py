@@ -6,7 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from voken_common.training.collapse import CodeUse
-from voken_torch.code_usage import SeenCodes
+from voken_torch.optimization.codebook_usage import SeenCodes
 
 
 def count(index, store):

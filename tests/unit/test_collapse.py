@@ -10,7 +10,7 @@ from voken_common.training.collapse import CodeUse, CollapseWatch
 from voken_common.config.tokenizer import HealthConfig, MeshConfig
 from voken_jax.optimization.codebook_usage import distinct, nothing_seen, see
 from voken_jax.parallel.sharding import make_mesh
-from voken_torch.code_usage import SeenCodes
+from voken_torch.optimization.codebook_usage import SeenCodes
 
 
 def use(share, codes=1000, tokens=100_000):

@@ -10,7 +10,7 @@ from voken_common.config.loading import validate
 from voken_common.errors import NonFiniteError
 from voken_common.checkpoints.weight_names import NameMismatch
 from voken_common.config.schedules import build_schedule
-from voken_torch import optim
+from voken_torch.optimization import optim
 from voken_torch.tokenizer.state import averaged_autoencoder, create_state
 from voken_torch.tokenizer.step import TokenizerStep
 

@@ -19,7 +19,7 @@ from voken_common.training.log import RunLog
 
 
 class Steps(Protocol):
-    """The optimizer steps of a run; see `voken_jax.training.step_queue` and `voken_torch.steps`."""
+    """The optimizer steps of a run; see `voken_jax.training.step_queue` and `voken_torch.training.step_queue`."""
 
     number: int
 

@@ -22,7 +22,7 @@ from voken_common.checkpoints.steps import weight_names as names
 from voken_common.errors import NonFiniteError
 from voken_common.config.generator import GeneratorConfig
 from voken_common.config.schedules import Schedule, scheduled_weight_decay
-from voken_torch import optim
+from voken_torch.optimization import optim
 from voken_torch.device import Runtime
 from voken_torch.models.generator import Adaptive, Factorized, build_generator
 from voken_torch.models.transformer import Block

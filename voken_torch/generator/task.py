@@ -26,7 +26,7 @@ from voken_torch.generator.step import (
 from voken_torch.generator.validation import GeneratorValidator
 from voken_torch.models.generator import Adaptive, Factorized
 from voken_torch.sharding import process_count, process_index
-from voken_torch.task import Metrics, Task, size_of, tell
+from voken_torch.training.task import Metrics, Task, size_of, tell
 from voken_torch.transfer import on_device, one_ahead
 
 

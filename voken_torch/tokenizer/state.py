@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from voken_common.checkpoints.steps import weight_names as names
 from voken_common.config.tokenizer import Config
-from voken_torch import optim
+from voken_torch.optimization import optim
 from voken_torch.device import Runtime
 from voken_torch.tokenizer.losses import LecamAverages
 from voken_torch.models.autoencoder import Autoencoder

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from voken_common.errors import NonFiniteError
 from voken_common.config.schedules import Schedule
 from voken_common.config.tokenizer import Config
-from voken_torch import optim
-from voken_torch.code_usage import SeenCodes
+from voken_torch.optimization import optim
+from voken_torch.optimization.codebook_usage import SeenCodes
 from voken_torch.device import Runtime
 from voken_torch.kernels import at_least_float32
 from voken_torch.tokenizer.losses import (

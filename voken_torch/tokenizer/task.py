@@ -14,7 +14,7 @@ from voken_torch.device import Runtime
 from voken_torch.tokenizer.perceptual import load_perceptual
 from voken_torch.sharding import process_count, process_index
 from voken_torch.tokenizer.state import TrainState, create_state
-from voken_torch.task import Metrics, Task, size_of, tell
+from voken_torch.training.task import Metrics, Task, size_of, tell
 from voken_torch.tokenizer.step import TokenizerStep
 from voken_torch.transfer import on_device
 from voken_torch.tokenizer.validation import Validator

@@ -20,8 +20,8 @@ from voken_torch.checkpoint import Checkpoints
 from voken_torch.device import Runtime
 from voken_torch.generator.task import GeneratorTask, open_tokens
 from voken_torch.sharding import any_process, check_config, process_count, process_index, wait_for_all
-from voken_torch.steps import Steps
-from voken_torch.task import Task, tell
+from voken_torch.training.step_queue import Steps
+from voken_torch.training.task import Task, tell
 from voken_torch.tokenizer.task import TokenizerTask, open_images
 from voken_torch.transfer import placing
 

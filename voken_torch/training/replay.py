@@ -11,7 +11,7 @@ from voken_common.checkpoints.frozen_tokenizer import tokenizer_of_run
 from voken_common.training.health import check_replayed, describe_replay, load_failed_batch
 from voken_torch.checkpoint import Checkpoints
 from voken_torch.device import Runtime
-from voken_torch.trainer import build, open_data
+from voken_torch.training.run import build, open_data
 
 
 def replay(config: AnyConfig, workdir: Path, path: Path, runtime: Runtime | None = None) -> dict[str, float]:

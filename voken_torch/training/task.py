@@ -13,7 +13,7 @@ from torch import Tensor
 
 from voken_common.config.loading import AnyConfig
 from voken_common.training.log import RunLog
-from voken_torch.code_usage import SeenCodes
+from voken_torch.optimization.codebook_usage import SeenCodes
 from voken_torch.device import Runtime
 from voken_torch.sharding import process_index
 
