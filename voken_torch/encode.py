@@ -18,7 +18,7 @@ from voken_common.data.tokens import encode as tokens_encoding
 from voken_common.config.data import DataConfig
 from voken_common.data.tokens.format import TokenInfo
 from voken_common.data.tokens.encode import Encoding
-from voken_torch import device
+from voken_torch.device.runtime import runtime as device
 from voken_torch.tokenizer.api import Tokenizer
 
 

@@ -12,7 +12,7 @@ import logging
 import sys
 from pathlib import Path
 
-from voken_torch import device
+from voken_torch.device.runtime import runtime as device
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

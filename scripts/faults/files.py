@@ -306,7 +306,7 @@ def fuzzed_checkpoints(framework: Framework, count: int = 12, seed: int = 0) -> 
     if framework.name == "jax":
         from voken_jax.checkpoints.checksums import step_problems as problems
     else:
-        from voken_torch.checkpoint import file_problems as problems
+        from voken_torch.checkpoints.torch import file_problems as problems
     source = interrupted(framework, "fuzz_source")
     for number in range(count):
         place = framework.place(source, NEWEST)

@@ -165,7 +165,7 @@ class Framework:
     def contents_of(self, place: Path) -> dict[str, np.ndarray]:
         """The same of a step that lies anywhere."""
         if self.name == "torch":
-            from voken_torch.checkpoint import read
+            from voken_torch.checkpoints.torch import read
 
             content = read(place)
             flat = _flat({key: content[key] for key in ("generator", "generator_ema", "rest") if key in content})

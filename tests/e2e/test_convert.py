@@ -28,7 +28,7 @@ from voken_jax.optimization.optim import build_optimizer
 from voken_jax.parallel.sharding import make_mesh
 from voken_jax.tokenizer.state import abstract_state, build_players
 from voken_jax.tokenizer.api import Tokenizer
-from voken_torch.checkpoint import Checkpoints as TorchCheckpoints
+from voken_torch.checkpoints.torch import Checkpoints as TorchCheckpoints
 from voken_torch.tokenizer.state import create_state as create_torch_state
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -23,7 +23,7 @@ from voken_jax.conversion.networks import manifest_of
 from voken_jax.conversion.orbax_step import read_step
 from voken_jax.generator.api import Generator
 from voken_jax.tokenizer.api import Tokenizer
-from voken_torch.checkpoint import read as read_torch
+from voken_torch.checkpoints.torch import read as read_torch
 from voken_torch.generator.api import Generator as TorchGenerator
 from voken_torch.tokenizer.api import Tokenizer as TorchTokenizer
 

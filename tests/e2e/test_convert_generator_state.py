@@ -12,8 +12,8 @@ from voken_common.checkpoints.steps import Meta, Progress
 from voken_common.data.tokens.pipeline import build_token_iterator
 from voken_jax.checkpoints.orbax import Checkpoints
 from voken_jax.generator.task import GeneratorTask
-from voken_torch.checkpoint import Checkpoints as TorchCheckpoints
-from voken_torch.checkpoint import read as read_torch
+from voken_torch.checkpoints.torch import Checkpoints as TorchCheckpoints
+from voken_torch.checkpoints.torch import read as read_torch
 from voken_torch.generator.step import create_generator_state
 
 

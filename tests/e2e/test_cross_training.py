@@ -9,7 +9,7 @@ from tests.e2e.tiny_generator import ADAPTIVE, FACTORIZED, generator_config, wri
 from voken_common.config.loading import load_config
 from voken_jax.training import run as jax_trainer
 from voken_jax.convert import main as convert
-from voken_torch.checkpoint import find_step, read
+from voken_torch.checkpoints.torch import find_step, read
 from voken_torch.training.run import train as train_in_torch
 
 HALF, WHOLE = 5, 10

@@ -27,7 +27,7 @@ from voken_jax.models.stacked import stack_layers
 from voken_jax.parallel.sharding import make_mesh
 from voken_jax.tokenizer.api import Tokenizer
 from voken_torch import sample as torch_sample
-from voken_torch.checkpoint import Checkpoints
+from voken_torch.checkpoints.torch import Checkpoints
 from voken_torch.generator.api import Generator as TorchGenerator
 from voken_torch.generator.step import create_generator_state
 from voken_torch.generator.validation import GeneratorValidator as TorchValidator

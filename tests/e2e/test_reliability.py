@@ -29,7 +29,7 @@ from voken_jax.training import run as jax_trainer
 from voken_jax.checkpoints.orbax import find_step as jax_step
 from voken_jax.conversion.orbax_step import _read_item
 from voken_jax.tokenizer.api import Tokenizer
-from voken_torch import checkpoint as torch_checkpoint
+from voken_torch.checkpoints import torch as torch_checkpoint
 from voken_torch.training import replay as torch_replay
 from voken_torch.training import run as torch_trainer
 from voken_torch.tokenizer.api import Tokenizer as TorchTokenizer

@@ -16,7 +16,7 @@ from tests.e2e.tiny import TINY, tiny_config
 from tests.e2e.tiny_generator import ADAPTIVE, FACTORIZED, STEPS, generator_config, generator_mapping, write_generator
 from tests.e2e.tiny_generator import write_shards as shards_in
 from voken_common.training.log import RunLog
-from voken_torch.checkpoint import Checkpoints, find_step, read, read_meta, steps_in
+from voken_torch.checkpoints.torch import Checkpoints, find_step, read, read_meta, steps_in
 from voken_torch.tokenizer.state import create_state
 from voken_torch.tokenizer.api import Tokenizer
 from voken_torch.train import main

@@ -19,7 +19,7 @@ from voken_common.config.loading import load_config, with_overrides
 from voken_common.errors import CheckpointError
 from voken_common.training.log import RunLog
 from voken_jax.convert import main as convert
-from voken_torch.checkpoint import find_step, read, read_meta, steps_in
+from voken_torch.checkpoints.torch import find_step, read, read_meta, steps_in
 from voken_torch.reconstruct import main as reconstruct
 from voken_torch.tokenizer.api import Tokenizer
 from voken_torch.train import main

@@ -12,8 +12,9 @@ import torch
 from tests.unit.test_checkpoint import state_of
 from tests.unit.test_retention import ONE, JaxRun, TorchRun
 from voken_common.errors import CheckpointError
-from voken_torch import checkpoint as torch_checkpoint
-from voken_torch import device, sharding
+from voken_torch.checkpoints import torch as torch_checkpoint
+from voken_torch.device.runtime import runtime as device
+from voken_torch.parallel import sharding
 
 LIMIT = 240
 

@@ -7,7 +7,7 @@ import torch
 
 from tests.e2e.tiny import write
 from tests.unit.test_torch_step import assert_same
-from voken_torch.checkpoint import read_meta, steps_in
+from voken_torch.checkpoints.torch import read_meta, steps_in
 
 INSIDE = Path(__file__).parent / "inside"
 PYTEST = (sys.executable, "-m", "pytest", "--quiet", "--noconftest", "-p", "no:cacheprovider")

@@ -16,8 +16,8 @@ from voken_common.config.loading import load_any_config
 from voken_common.errors import CheckpointError
 from voken_common.checkpoints.torch_pickle import load
 from voken_jax.checkpoints.orbax import Checkpoints, steps_in
-from voken_torch.checkpoint import Checkpoints as TorchCheckpoints
-from voken_torch.checkpoint import find_step, read
+from voken_torch.checkpoints.torch import Checkpoints as TorchCheckpoints
+from voken_torch.checkpoints.torch import find_step, read
 
 QUICK, SLOW = 40, 2000
 SECONDS = 20.0

@@ -16,7 +16,7 @@ from voken_common.errors import CheckpointError
 from voken_common.checkpoints.keeping import RunSteps, StepFiles
 from voken_jax.checkpoints import orbax as jax_checkpoint
 from voken_jax.checkpoints import checksums as jax_integrity
-from voken_torch import checkpoint as torch_checkpoint
+from voken_torch.checkpoints import torch as torch_checkpoint
 
 ONE = ("checkpoint.keep_last=1", "checkpoint.keep_best=0")
 

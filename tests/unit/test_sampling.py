@@ -16,7 +16,7 @@ from voken_jax.generator.api import sampling as jax_sampling
 from voken_jax.models.functional import Network
 from voken_jax.models.generator import build_generator as build_jax
 from voken_jax.models.layers import Policy
-from voken_torch import graphs
+from voken_torch.device.runtime import graphs
 from voken_torch.generator.api import sampling as torch_sampling
 from voken_torch.models.generator import build_generator as build_torch
 

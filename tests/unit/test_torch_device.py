@@ -6,8 +6,8 @@ import types
 import pytest
 import torch
 
-from voken_torch import device
-from voken_torch.device import DeviceError, Runtime
+from voken_torch.device.runtime import runtime as device
+from voken_torch.device.runtime import DeviceError, Runtime
 from voken_torch.models.layers import plain_attention
 
 

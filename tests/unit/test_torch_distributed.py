@@ -9,7 +9,8 @@ import torch.multiprocessing as multiprocessing
 
 from tests.unit.test_torch_step import assert_same, build, config_of, flat, images_of
 from voken_common.errors import NonFiniteError
-from voken_torch import device, sharding
+from voken_torch.device.runtime import runtime as device
+from voken_torch.parallel import sharding
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from voken_torch.transfer import PlacedBatch, Transfer, on_device, one_ahead, placing
+from voken_torch.device.transfer import PlacedBatch, Transfer, on_device, one_ahead, placing
 
 CPU = torch.device("cpu")
 

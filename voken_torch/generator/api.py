@@ -26,8 +26,8 @@ from voken_common.config.generator import GeneratorConfig, SamplingConfig
 from voken_common.checkpoints.weight_names import require_same_shapes
 from voken_common.config.sampling import Sampling
 from voken_common.data.tokens.format import join_ids
-from voken_torch import loading
-from voken_torch.device import Runtime
+from voken_torch.checkpoints import load as loading
+from voken_torch.device.runtime import Runtime
 from voken_torch.models.generator import build_generator
 from voken_torch.generator.sampling import generate
 from voken_torch.tokenizer.api import Tokenizer

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from voken_common.config.generator import GeneratorConfig
 from voken_common.data.tokens.format import join_ids, sub_tokens
-from voken_torch.device import Runtime
+from voken_torch.device.runtime import Runtime
 from voken_torch.tokenizer.api import Tokenizer
 
 

@@ -23,10 +23,10 @@ from voken_common.errors import NonFiniteError
 from voken_common.config.generator import GeneratorConfig
 from voken_common.config.schedules import Schedule, scheduled_weight_decay
 from voken_torch.optimization import optim
-from voken_torch.device import Runtime
+from voken_torch.device.runtime import Runtime
 from voken_torch.models.generator import Adaptive, Factorized, build_generator
 from voken_torch.models.transformer import Block
-from voken_torch.sharding import (
+from voken_torch.parallel.sharding import (
     data_parallel,
     laid_out_like,
     process_index,

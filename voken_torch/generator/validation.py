@@ -15,11 +15,11 @@ from torch import Tensor
 
 from voken_common.training.generator_logs import perplexities, shown_seeds
 from voken_common.config.generator import GeneratorConfig
-from voken_torch.device import Runtime
+from voken_torch.device.runtime import Runtime
 from voken_torch.generator.step import Batch
 from voken_torch.models.generator import Adaptive, Factorized
 from voken_torch.generator.sampling import generate
-from voken_torch.sharding import reduce_mean
+from voken_torch.parallel.sharding import reduce_mean
 
 
 class GeneratorValidator:

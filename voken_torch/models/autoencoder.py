@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from voken_common.config.tokenizer import LFQConfig, ModelConfig, QuantizerConfig
-from voken_torch.kernels import at_least_float32
+from voken_torch.device.kernels import at_least_float32
 from voken_torch.models import magvit2, vqgan
 from voken_torch.models.layers import Policy, conv
 

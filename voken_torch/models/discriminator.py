@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from voken_common.config.tokenizer import BlurConfig, DiscriminatorConfig, PatchGANConfig
-from voken_torch.kernels import at_least_float32
+from voken_torch.device.kernels import at_least_float32
 from voken_torch.models.layers import GroupNorm, conv
 from voken_torch.quantizers.blocks import ReduceMean
 

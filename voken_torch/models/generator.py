@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from voken_common.config.transformer import TransformerConfig
-from voken_torch.kernels import PLAIN, Kernels, at_least_float32
+from voken_torch.device.kernels import PLAIN, Kernels, at_least_float32
 from voken_torch.models.transformer import (
     DEVIATION,
     Block,

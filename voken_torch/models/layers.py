@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from voken_torch.kernels import at_least_float32
+from voken_torch.device.kernels import at_least_float32
 
 Attention = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """(q, k, v, scale) -> mixed values, each (B, L, C), one head."""

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from voken_torch.kernels import at_least_float32
+from voken_torch.device.kernels import at_least_float32
 from voken_torch.models.layers import conv
 
 SHIFT = (-0.030, -0.088, -0.188)

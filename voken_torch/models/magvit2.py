@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from voken_common.config.tokenizer import ModelConfig
-from voken_torch.kernels import at_least_float32
+from voken_torch.device.kernels import at_least_float32
 from voken_torch.models.layers import GroupNorm, Policy, checkpointed, conv, depth_to_space
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from voken_common.config.transformer import TransformerConfig
-from voken_torch.kernels import PLAIN, Kernels
+from voken_torch.device.kernels import PLAIN, Kernels
 
 EPSILON = 1e-5
 DEVIATION = 0.02

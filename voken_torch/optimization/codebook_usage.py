@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from voken_common.training.collapse import CodeUse
-from voken_torch.sharding import process_count
+from voken_torch.parallel.sharding import process_count
 
 
 class SeenCodes:

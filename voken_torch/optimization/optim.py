@@ -13,7 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from voken_common.checkpoints.steps import weight_names as names
 from voken_common.config.tokenizer import OptimizerConfig
-from voken_torch.sharding import laid_out_like, local, whole
+from voken_torch.parallel.sharding import laid_out_like, local, whole
 
 
 class Moments(TypedDict):

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from voken_common.config.tokenizer import IBQConfig, LFQConfig, QuantizerConfig
-from voken_torch.kernels import at_least_float32
+from voken_torch.device.kernels import at_least_float32
 from voken_torch.quantizers.blocks import ReduceMean, in_full_precision
 from voken_torch.quantizers.ibq import ibq, ibq_encode
 from voken_torch.quantizers.lfq import indices_to_codes, lfq, lfq_indices

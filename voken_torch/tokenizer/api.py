@@ -16,8 +16,8 @@ from voken_common.checkpoints.weight_names import require_same_shapes
 from voken_common.pixels import pad_to_multiple
 from voken_common.config.tokenizer import Config
 from voken_common.data.tokens.format import fingerprint
-from voken_torch import loading
-from voken_torch.device import Runtime
+from voken_torch.checkpoints import load as loading
+from voken_torch.device.runtime import Runtime
 from voken_torch.models.autoencoder import Autoencoder
 from voken_torch.models.layers import Policy, plain_attention
 from voken_torch.quantizers.configured import code_indices, encode_indices, lookup

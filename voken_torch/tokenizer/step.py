@@ -23,8 +23,8 @@ from voken_common.config.schedules import Schedule
 from voken_common.config.tokenizer import Config
 from voken_torch.optimization import optim
 from voken_torch.optimization.codebook_usage import SeenCodes
-from voken_torch.device import Runtime
-from voken_torch.kernels import at_least_float32
+from voken_torch.device.runtime import Runtime
+from voken_torch.device.kernels import at_least_float32
 from voken_torch.tokenizer.losses import (
     LecamAverages,
     adaptive_weight,
@@ -37,7 +37,7 @@ from voken_torch.tokenizer.losses import (
 from voken_torch.models.discriminator import synchronise_batch_norms
 from voken_torch.models.lpips import LPIPS
 from voken_torch.quantizers.configured import Quantized, quantize
-from voken_torch.sharding import (
+from voken_torch.parallel.sharding import (
     average_in_place,
     check_config,
     data_parallel,

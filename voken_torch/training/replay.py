@@ -9,8 +9,8 @@ from voken_common.config.loading import AnyConfig
 from voken_common.errors import CheckpointError, NonFiniteError
 from voken_common.checkpoints.frozen_tokenizer import tokenizer_of_run
 from voken_common.training.health import check_replayed, describe_replay, load_failed_batch
-from voken_torch.checkpoint import Checkpoints
-from voken_torch.device import Runtime
+from voken_torch.checkpoints.torch import Checkpoints
+from voken_torch.device.runtime import Runtime
 from voken_torch.training.run import build, open_data
 
 

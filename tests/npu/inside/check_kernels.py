@@ -8,9 +8,9 @@ from tests.npu.inside.check_step import CPU, NPU
 from tests.unit.test_torch_step import assert_same
 from voken_common.config.sampling import Sampling
 from voken_common.config.schedules import build_schedule
-from voken_torch.device import NPU_KERNELS, DeviceError, Runtime
+from voken_torch.device.runtime import NPU_KERNELS, DeviceError, Runtime
 from voken_torch.generator.step import GeneratorStep, create_generator_state
-from voken_torch.kernels import PLAIN
+from voken_torch.device.kernels import PLAIN
 from voken_torch.models.generator import build_generator
 from voken_torch.generator.sampling import generate
 

@@ -7,7 +7,7 @@ import torch
 
 from tests.e2e.tiny import write
 from tests.unit.test_torch_step import assert_same, flat
-from voken_torch.checkpoint import read
+from voken_torch.checkpoints.torch import read
 from voken_torch.train import main
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from voken_torch import device, transfer
-from voken_torch.transfer import PlacedBatch, Transfer, on_device, one_ahead, placing
+from voken_torch.device.runtime import runtime as device
+from voken_torch.device.runtime import transfer
+from voken_torch.device.transfer import PlacedBatch, Transfer, on_device, one_ahead, placing
 
 NPU = device.start("npu").device
 COPY = "stream"

@@ -37,7 +37,7 @@ from voken_common.config.generator import GeneratorCheckpointConfig
 from voken_common.checkpoints.checksums import zip_problems
 from voken_common.checkpoints.keeping import RunSteps, StepFiles
 from voken_common.config.tokenizer import CheckpointConfig
-from voken_torch.sharding import gather_objects, gathered, process_index
+from voken_torch.parallel.sharding import gather_objects, gathered, process_index
 from voken_torch.training.task import State
 
 FORMAT = "voken"

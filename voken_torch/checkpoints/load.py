@@ -10,7 +10,7 @@ from torch import Tensor
 
 from voken_common.checkpoints.steps import Meta, Step, Weights
 from voken_common.checkpoints.conversion.safetensors_file import is_safetensors, read_safetensors
-from voken_torch.checkpoint import find_step, load_generator, read_meta
+from voken_torch.checkpoints.torch import find_step, load_generator, read_meta
 
 
 class Loaded(NamedTuple):

@@ -19,8 +19,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from voken_torch.kernels import PLAIN, Kernels
-from voken_torch.npu_optimizer import with_usual_manners
+from voken_torch.device.kernels import PLAIN, Kernels
+from voken_torch.device.npu_optimizer import with_usual_manners
 
 DeviceName = Literal["auto", "npu", "cuda", "cpu"]
 NAMES: tuple[DeviceName, ...] = ("auto", "npu", "cuda", "cpu")
