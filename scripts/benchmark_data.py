@@ -60,8 +60,8 @@ def write_tars(paths: list[str], folder: Path) -> str:
     """The same files as a set of tars, indexed as `python -m voken_common.data.tar.prepare` does it."""
     import tarfile
 
-    from voken_common.data.tar.prepare import find_set, prepare_set
     from voken_common.data.tar.check import CheckOptions
+    from voken_common.data.tar.prepare import find_set, prepare_set
 
     for number, start in enumerate(range(0, len(paths), 1000)):
         (folder / "set").mkdir(parents=True, exist_ok=True)
@@ -126,8 +126,8 @@ def decoding(paths: list[str], batch: int, pool: Any, target: int | None) -> Cal
 
 def pipeline(source: Any, target: int, batch: int, workers: int, **options: Any) -> Iterator[Any]:
     """The pipeline of this project, endless."""
-    from voken_common.data.pipeline import build_train_iterator
     from voken_common.config.data import DataConfig
+    from voken_common.data.pipeline import build_train_iterator
 
     config = DataConfig(train=source, image_size=target, workers=workers, crop="random", **options)
     return build_train_iterator(config, batch_size_per_process=batch, seed=0)

@@ -28,8 +28,8 @@ def parse() -> argparse.Namespace:
 
 def held_out_crops(config):
     """Central crops, CROP pixels a side, of the held-out part of every photograph."""
-    from voken_common.data.pipeline import build_validation_batches
     from voken_common.config.data import SkimageConfig
+    from voken_common.data.pipeline import build_validation_batches
 
     data = config.data.model_copy(
         update={"image_size": CROP, "validation": SkimageConfig(region="held_out", crops=COLUMNS)}

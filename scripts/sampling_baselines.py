@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from voken_common.config.loading import load_any_config
 from voken_common.config.generator import GeneratorConfig
-from voken_common.published.models import MODELS, config_file
+from voken_common.config.loading import load_any_config
 from voken_common.config.sampling import Sampling
 from voken_common.config.transformer import TransformerConfig
+from voken_common.published.models import MODELS, config_file
 
 EPSILON = 1e-5
 WEIGHT = 0.02
@@ -76,11 +76,11 @@ def ours_jax(case: Case) -> Generate:
     import jax
     import jax.numpy as jnp
 
-    from voken_common.checkpoints.steps import weight_names as names
+    from voken_common.checkpoints import weight_names as names
+    from voken_jax.generator.sampling import compiler_options, generate
     from voken_jax.models.functional import Network
     from voken_jax.models.generator import build_generator
     from voken_jax.models.layers import Policy
-    from voken_jax.generator.sampling import compiler_options, generate
 
     dtype = jnp.dtype(case.dtype)
     network = Network(lambda rngs: build_generator(case.transformer, policy=Policy(dtype, dtype), rngs=rngs))
@@ -112,8 +112,8 @@ def ours_torch(case: Case) -> Generate:
     """Our sampler in PyTorch."""
     import torch
 
-    from voken_torch.models.generator import build_generator
     from voken_torch.generator.sampling import generate
+    from voken_torch.models.generator import build_generator
 
     network, device = _torch_model(case, build_generator)
     labels = torch.from_numpy(case.labels).to(device)

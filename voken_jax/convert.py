@@ -18,8 +18,8 @@ import logging
 import sys
 from pathlib import Path
 
-from voken_common.commands.options import add_no_verify
 from voken_common.checkpoints.conversion.contents import FORMATS
+from voken_common.commands.options import add_no_verify
 
 DIFFERS = 4
 

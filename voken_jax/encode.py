@@ -16,11 +16,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from voken_common.commands import encode as tokens_command
-from voken_common.data.tokens import encode as tokens_encoding
 from voken_common.config.data import DataConfig
 from voken_common.config.tokenizer import MeshConfig
-from voken_common.data.tokens.format import TokenInfo
+from voken_common.data.tokens import encode as tokens_encoding
 from voken_common.data.tokens.encode import Encoding
+from voken_common.data.tokens.format import TokenInfo
 from voken_jax.parallel.sharding import batch_sharding, make_mesh, replicated
 from voken_jax.tokenizer.api import Tokenizer
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from voken_common.commands import sample as sample_command
-from voken_common.pixels import to_uint8
 from voken_common.config.sampling import Sampling
+from voken_common.pixels import to_uint8
 from voken_jax.generator.api import Generator
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from voken_common.commands import encode as tokens_command
-from voken_common.data.tokens import encode as tokens_encoding
 from voken_common.config.data import DataConfig
-from voken_common.data.tokens.format import TokenInfo
+from voken_common.data.tokens import encode as tokens_encoding
 from voken_common.data.tokens.encode import Encoding
-from voken_torch.device.runtime import runtime as device
+from voken_common.data.tokens.format import TokenInfo
+from voken_torch.device import runtime as device
 from voken_torch.tokenizer.api import Tokenizer
 
 

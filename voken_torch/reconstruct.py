@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from voken_common.commands import reconstruct as reconstruction
-from voken_torch.device.runtime import runtime as device
+from voken_torch.device import runtime as device
 from voken_torch.tokenizer.api import Tokenizer
 
 

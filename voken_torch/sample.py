@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from voken_common.commands import sample as sample_command
-from voken_common.pixels import to_uint8
 from voken_common.config.sampling import Sampling
-from voken_torch.device.runtime import runtime as device
+from voken_common.pixels import to_uint8
+from voken_torch.device import runtime as device
 from voken_torch.generator.api import Generator
 
 

@@ -12,7 +12,7 @@ import logging
 import sys
 from pathlib import Path
 
-from voken_torch.device.runtime import runtime as device
+from voken_torch.device import runtime as device
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -43,9 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.WARNING)
 
+    from voken_common.checkpoints.downloads import WeightsError
     from voken_common.config.loading import load_any_config
     from voken_common.errors import NonFiniteError
-    from voken_common.checkpoints.downloads import WeightsError
     from voken_torch.training.replay import replay
     from voken_torch.training.run import train
 

@@ -49,8 +49,8 @@ def _mapping(shards: Path) -> dict[str, Any]:
 
 def _shards(folder: Path, count: int = 40) -> Path:
     """Tokens that depend on the class."""
-    from voken_common.data.tokens.shards import write_token_shards
     from voken_common.data.tokens.format import Record, TokenInfo, TokenizerInfo
+    from voken_common.data.tokens.shards import write_token_shards
 
     draw = np.random.default_rng(0)
     tokenizer = TokenizerInfo(name="tiny", reference="made up", fingerprint="0" * 64, config=TINY)

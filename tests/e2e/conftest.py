@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.tiny import tiny_config
+from tests.support.tiny import tiny_config
 from voken_common.data.pipeline import TrainIterator
 from voken_jax.training import run as trainer
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.e2e.conftest import record_batches
-from tests.e2e.tiny import quantized_by, write
-from voken_common.training.collapse import CodeUse, CollapseWatch
+from tests.support.tiny import quantized_by, write
 from voken_common.config.loading import load_config
+from voken_common.training.collapse import CodeUse, CollapseWatch
 
 STEPS = 4
 SETTINGS = (

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.e2e.tiny import TINY, quantized_by
-from tests.golden_cases import load_cases
-from tests.reference_config import checkpoint_config
-from voken_common.checkpoints.steps import torch_pickle
+from tests.support.golden_cases import load_cases
+from tests.support.reference_config import checkpoint_config
+from tests.support.tiny import TINY, quantized_by
+from voken_common.checkpoints import torch_pickle
 from voken_common.config.loading import to_yaml, validate
 from voken_common.data.pipeline import build_train_iterator
 from voken_common.errors import CheckpointError
@@ -26,8 +26,8 @@ from voken_jax.conversion.networks import manifest_of
 from voken_jax.conversion.orbax_step import read_step
 from voken_jax.optimization.optim import build_optimizer
 from voken_jax.parallel.sharding import make_mesh
-from voken_jax.tokenizer.state import abstract_state, build_players
 from voken_jax.tokenizer.api import Tokenizer
+from voken_jax.tokenizer.state import abstract_state, build_players
 from voken_torch.checkpoints.torch import Checkpoints as TorchCheckpoints
 from voken_torch.tokenizer.state import create_state as create_torch_state
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 
-from tests.e2e.published_generator import FAMILIES, Published, call, draw, networks_once, same  # noqa: F401
-from tests.e2e.tiny import quantized_by
-from voken_common.checkpoints.steps import torch_pickle
+from tests.support.published_generator import FAMILIES, Published, call, draw, networks_once, same  # noqa: F401
+from tests.support.tiny import quantized_by
+from voken_common.checkpoints import torch_pickle
 from voken_common.checkpoints.steps import Meta
 from voken_common.config.loading import validate_any
 from voken_common.config.sampling import Sampling

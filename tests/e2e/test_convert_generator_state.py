@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from tests.e2e.published_generator import FAMILIES, call, networks_once  # noqa: F401
-from tests.e2e.tiny_generator import generator_config, write_shards
+from tests.support.published_generator import FAMILIES, call, networks_once  # noqa: F401
+from tests.support.tiny_generator import generator_config, write_shards
 from voken_common.checkpoints.steps import Meta, Progress
 from voken_common.data.tokens.pipeline import build_token_iterator
 from voken_jax.checkpoints.orbax import Checkpoints

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from voken_common.published.models import models as published
+from voken_common.checkpoints.conversion import matching
 from voken_common.config.loading import load_any_config
-from voken_common.checkpoints.steps.conversion import matching
 from voken_common.errors import CheckpointError
+from voken_common.published import models as published
 from voken_jax.conversion import run
 from voken_jax.conversion.networks import manifest_of
 

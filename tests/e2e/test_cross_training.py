@@ -4,11 +4,11 @@ import jax
 import pytest
 import torch
 
-from tests.e2e.tiny import TINY, quantized_by, write
-from tests.e2e.tiny_generator import ADAPTIVE, FACTORIZED, generator_config, write_shards
+from tests.support.tiny import TINY, quantized_by, write
+from tests.support.tiny_generator import ADAPTIVE, FACTORIZED, generator_config, write_shards
 from voken_common.config.loading import load_config
-from voken_jax.training import run as jax_trainer
 from voken_jax.convert import main as convert
+from voken_jax.training import run as jax_trainer
 from voken_torch.checkpoints.torch import find_step, read
 from voken_torch.training.run import train as train_in_torch
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.e2e.tiny import TINY
+from tests.support.tiny import TINY
+from voken_common.checkpoints.conversion.safetensors_file import write_safetensors
 from voken_common.checkpoints.steps import Meta
 from voken_common.config.loading import validate
-from voken_common.checkpoints.conversion.safetensors_file import write_safetensors
 from voken_common.data.pipeline import build_validation_batches
 from voken_common.data.tokens.shards import TokenShardSource
 from voken_common.metrics import psnr

@@ -8,17 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.e2e.tiny import TINY
-from tests.e2e.tiny_generator import ADAPTIVE, CLASSES, FACTORIZED, GRID, generator_mapping
+from tests.support.tiny import TINY
+from tests.support.tiny_generator import ADAPTIVE, CLASSES, FACTORIZED, GRID, generator_mapping
+from voken_common.atomic_write import replacing
+from voken_common.checkpoints.conversion.safetensors_file import write_safetensors
 from voken_common.checkpoints.steps import Meta
 from voken_common.config.loading import validate_any
-from voken_common.checkpoints.conversion.safetensors_file import write_safetensors
-from voken_common.errors import CheckpointError
-from voken_common.atomic_write import replacing
-from voken_common.sampling.requests import seed_of
-from voken_common.pixels import to_uint8
 from voken_common.config.sampling import Sampling
 from voken_common.data.tokens.format import join_ids
+from voken_common.errors import CheckpointError
+from voken_common.pixels import to_uint8
+from voken_common.sampling.requests import seed_of
 from voken_jax import sample as jax_sample
 from voken_jax.convert import main as convert
 from voken_jax.generator.api import Generator as JaxGenerator

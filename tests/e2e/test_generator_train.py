@@ -10,22 +10,29 @@ import pytest
 from PIL import Image
 
 from tests.e2e.test_train import assert_same_state, steps_on_disk
-from tests.e2e.tiny import TINY
-from tests.e2e.tiny_generator import ADAPTIVE, FACTORIZED, STEPS, generator_config, generator_mapping, write_generator
-from tests.e2e.tiny_generator import write_shards as shards_in
+from tests.support.tiny import TINY
+from tests.support.tiny_generator import (
+    ADAPTIVE,
+    FACTORIZED,
+    STEPS,
+    generator_config,
+    generator_mapping,
+    write_generator,
+)
+from tests.support.tiny_generator import write_shards as shards_in
 from voken_common.config.loading import load_any_config
+from voken_common.data.tokens.format import split_ids
 from voken_common.data.tokens.pipeline import TokenIterator, build_token_iterator
 from voken_common.training.flops import sample_flops
 from voken_common.training.log import RunLog
-from voken_common.data.tokens.format import split_ids
-from voken_jax.training import run as trainer
 from voken_jax.checkpoints.orbax import Checkpoints, find_step, read_meta
 from voken_jax.dry_run.command import dry_run
 from voken_jax.generator.data import GeneratorData
 from voken_jax.parallel.sharding import make_mesh
-from voken_jax.tokenizer.state import build_generator_network
 from voken_jax.tokenizer.api import Tokenizer
+from voken_jax.tokenizer.state import build_generator_network
 from voken_jax.train import main
+from voken_jax.training import run as trainer
 from voken_jax.training.run import train
 
 EIGHT = ADAPTIVE | {"classes": 8}

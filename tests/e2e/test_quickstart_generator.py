@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.e2e.tiny_generator import ADAPTIVE, generator_mapping, write_generator
+from tests.support.tiny_generator import ADAPTIVE, generator_mapping, write_generator
 from voken_common.config.loading import load_any_config, load_config
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,8 +14,8 @@ import pytest
 from tests.e2e.conftest import record_batches
 from tests.e2e.test_torch_train import assert_same_content
 from tests.e2e.test_train import assert_same_state, restored
-from tests.e2e.tiny import quantized_by, write
-from tests.e2e.tiny_generator import generator_config, write_shards
+from tests.support.tiny import quantized_by, write
+from tests.support.tiny_generator import generator_config, write_shards
 from voken_common.checkpoints.steps import Progress
 from voken_common.config.loading import load_config
 from voken_common.data.errors import ReadError
@@ -24,15 +24,15 @@ from voken_common.data.tokens.pipeline import TokenIterator
 from voken_common.errors import CheckpointError, DamagedError, NonFiniteError
 from voken_common.training.log import RunLog
 from voken_jax.checkpoints import orbax as jax_checkpoint
-from voken_jax.training import replay as jax_replay
-from voken_jax.training import run as jax_trainer
 from voken_jax.checkpoints.orbax import find_step as jax_step
 from voken_jax.conversion.orbax_step import _read_item
 from voken_jax.tokenizer.api import Tokenizer
+from voken_jax.training import replay as jax_replay
+from voken_jax.training import run as jax_trainer
 from voken_torch.checkpoints import torch as torch_checkpoint
+from voken_torch.tokenizer.api import Tokenizer as TorchTokenizer
 from voken_torch.training import replay as torch_replay
 from voken_torch.training import run as torch_trainer
-from voken_torch.tokenizer.api import Tokenizer as TorchTokenizer
 
 TRAINERS = {"jax": jax_trainer, "torch": torch_trainer}
 CHECKPOINTS = {"jax": jax_checkpoint, "torch": torch_checkpoint}

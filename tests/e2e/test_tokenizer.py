@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.e2e.tiny import STEPS, quantized_by
+from tests.support.tiny import STEPS, quantized_by
+from voken_common.checkpoints.weight_names import NameMismatch
 from voken_common.config.loading import validate
 from voken_common.errors import CheckpointError
-from voken_common.checkpoints.weight_names import NameMismatch
 from voken_jax.reconstruct import main
-from voken_jax.tokenizer.state import build_autoencoder
 from voken_jax.tokenizer.api import Tokenizer
+from voken_jax.tokenizer.state import build_autoencoder
 
 ROOT = Path(__file__).resolve().parents[2]
 

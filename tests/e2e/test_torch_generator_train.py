@@ -12,13 +12,20 @@ import pytest
 from PIL import Image
 
 from tests.e2e.test_torch_train import assert_same_content
-from tests.e2e.tiny import TINY, tiny_config
-from tests.e2e.tiny_generator import ADAPTIVE, FACTORIZED, STEPS, generator_config, generator_mapping, write_generator
-from tests.e2e.tiny_generator import write_shards as shards_in
+from tests.support.tiny import TINY, tiny_config
+from tests.support.tiny_generator import (
+    ADAPTIVE,
+    FACTORIZED,
+    STEPS,
+    generator_config,
+    generator_mapping,
+    write_generator,
+)
+from tests.support.tiny_generator import write_shards as shards_in
 from voken_common.training.log import RunLog
 from voken_torch.checkpoints.torch import Checkpoints, find_step, read, read_meta, steps_in
-from voken_torch.tokenizer.state import create_state
 from voken_torch.tokenizer.api import Tokenizer
+from voken_torch.tokenizer.state import create_state
 from voken_torch.train import main
 from voken_torch.training.run import train
 

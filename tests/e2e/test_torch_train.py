@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from tests.e2e.conftest import record_batches
-from tests.e2e.tiny import STEPS, tiny_config, write
+from tests.support.tiny import STEPS, tiny_config, write
 from voken_common.config.loading import load_config, with_overrides
 from voken_common.errors import CheckpointError
 from voken_common.training.log import RunLog

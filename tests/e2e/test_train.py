@@ -10,15 +10,15 @@ import pytest
 from PIL import Image
 
 from tests.e2e.conftest import record_batches
-from tests.e2e.tiny import STEPS, quantized_by, tiny_config, write
+from tests.support.tiny import STEPS, quantized_by, tiny_config, write
 from voken_common.config.loading import load_config, validate, with_overrides
 from voken_common.data.pipeline import TrainIterator, build_train_iterator
 from voken_common.errors import CheckpointError, NonFiniteError
 from voken_common.training.log import RunLog, StopRequest
-from voken_jax.training import run as trainer
 from voken_jax.checkpoints.orbax import Checkpoints, find_step, read_meta
 from voken_jax.dry_run.command import dry_run
 from voken_jax.train import main
+from voken_jax.training import run as trainer
 from voken_jax.training.run import train
 
 

@@ -9,11 +9,11 @@ import time
 import pytest
 import torch
 
-from tests.unit.test_checkpoint import state_of
-from tests.unit.test_retention import ONE, JaxRun, TorchRun
+from tests.unit.checkpoints.test_checkpoint import state_of
+from tests.unit.checkpoints.test_retention import ONE, JaxRun, TorchRun
 from voken_common.errors import CheckpointError
 from voken_torch.checkpoints import torch as torch_checkpoint
-from voken_torch.device.runtime import runtime as device
+from voken_torch.device import runtime as device
 from voken_torch.parallel import sharding
 
 LIMIT = 240

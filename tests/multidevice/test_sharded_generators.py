@@ -5,8 +5,8 @@ import numpy as np
 import optax
 import pytest
 
-from tests.e2e.tiny_generator import ADAPTIVE, FACTORIZED, generator_config
 from tests.multidevice.test_step import assert_same
+from tests.support.tiny_generator import ADAPTIVE, FACTORIZED, generator_config
 from voken_common.config.schedules import build_schedule
 from voken_jax.generator.step import GeneratorStep, abstract_generator_state, create_generator_state
 from voken_jax.generator.validation import GeneratorValidator

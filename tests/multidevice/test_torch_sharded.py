@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 
-from tests.unit.test_torch_step import assert_same, build, config_of, flat, images_of
+from tests.unit.tokenizer.test_torch_step import assert_same, build, config_of, flat, images_of
 from voken_common.config.loading import validate_any
 from voken_common.config.schedules import build_schedule
-from voken_torch.device.runtime import runtime as device
-from voken_torch.parallel import sharding
+from voken_torch.device import runtime as device
 from voken_torch.generator.step import GeneratorStep, create_generator_state, evaluation_generator
+from voken_torch.parallel import sharding
 from voken_torch.tokenizer.state import averaged_autoencoder
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.tiny import TINY, VQGAN, quantized_by, write
-from tests.e2e.tiny_generator import ADAPTIVE, FACTORIZED, generator_mapping, write_shards
 from tests.multidevice.recorded import recording
+from tests.support.tiny import TINY, VQGAN, quantized_by, write
+from tests.support.tiny_generator import ADAPTIVE, FACTORIZED, generator_mapping, write_shards
 from voken_common.config.loading import load_any_config
 from voken_common.training.log import RunLog
-from voken_jax.training import run as trainer
 from voken_jax.checkpoints.orbax import find_step
+from voken_jax.training import run as trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 DOUBLE = {"precision": {"param_dtype": "float64", "compute_dtype": "float64"}}

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from tests.e2e.tiny import write
-from tests.unit.test_torch_step import assert_same
+from tests.support.tiny import write
+from tests.unit.tokenizer.test_torch_step import assert_same
 from voken_torch.checkpoints.torch import read_meta, steps_in
 
 INSIDE = Path(__file__).parent / "inside"

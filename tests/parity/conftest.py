@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden_cases import load_cases
+from tests.support.golden_cases import load_cases
 
 
 def pytest_generate_tests(metafunc):

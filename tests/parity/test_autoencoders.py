@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.golden_cases import (
+from tests.support.golden_cases import (
     FORWARD_FLOAT32,
     assert_close,
     assert_numbers,
@@ -15,9 +15,9 @@ from tests.golden_cases import (
     torch_shape,
     weights_for,
 )
-from tests.objectives import evaluate
-from tests.reference_config import model_section
-from voken_common.checkpoints.steps import weight_names as names
+from tests.support.objectives import evaluate
+from tests.support.reference_config import model_section
+from voken_common.checkpoints import weight_names as names
 from voken_common.config.tokenizer import IBQConfig, LFQConfig, ModelConfig
 from voken_jax.models.autoencoder import Autoencoder
 from voken_jax.models.functional import Network

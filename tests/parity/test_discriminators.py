@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.golden_cases import (
+from tests.support.golden_cases import (
     FORWARD_FLOAT32,
     assert_close,
     assert_numbers,
@@ -14,8 +14,8 @@ from tests.golden_cases import (
     weight,
     weights_for,
 )
-from tests.objectives import evaluate
-from voken_common.checkpoints.steps import weight_names as names
+from tests.support.objectives import evaluate
+from voken_common.checkpoints import weight_names as names
 from voken_common.config.tokenizer import BlurConfig, PatchGANConfig
 from voken_jax.models.discriminator import binomial_kernel, build_discriminator
 from voken_jax.models.functional import Network, buffers_of

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.golden_cases import assert_numbers, weights_for
 from tests.parity.test_generators import tokens_of, transformer_config
-from voken_common.checkpoints.steps import weight_names as names
+from tests.support.golden_cases import assert_numbers, weights_for
+from voken_common.checkpoints import weight_names as names
 from voken_common.config.generator import GeneratorConfig, GeneratorOptimizerConfig, SamplingConfig, TokenDataConfig
 from voken_common.config.schedules import build_schedule, scheduled_weight_decay
 from voken_common.config.tokenizer import MeshConfig, PrecisionConfig, ScheduleConfig, TrainingConfig

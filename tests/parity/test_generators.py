@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tests.golden_cases import FORWARD_FLOAT32, assert_close, assert_numbers, uniform, weights_for
-from voken_common.checkpoints.steps import weight_names as names
+from tests.support.golden_cases import FORWARD_FLOAT32, assert_close, assert_numbers, uniform, weights_for
+from voken_common.checkpoints import weight_names as names
 from voken_common.config.sampling import Sampling
 from voken_common.config.transformer import TransformerConfig
+from voken_jax.generator.sampling import filter_logits, generate
 from voken_jax.models.functional import Network
 from voken_jax.models.generator import build_generator
 from voken_jax.models.layers import Policy
-from voken_jax.generator.sampling import filter_logits, generate
 
 KINDS = ["ar_magvit2", "ar_ibq", "top_k_top_p"]
 

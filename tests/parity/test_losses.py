@@ -4,8 +4,14 @@ import re
 
 import jax.numpy as jnp
 
-from tests.golden_cases import FORWARD_FLOAT32, assert_close, channels_last, uniform
-from voken_jax.tokenizer.losses import LecamAverages, discriminator_loss, generator_loss, lecam_regularizer, update_lecam
+from tests.support.golden_cases import FORWARD_FLOAT32, assert_close, channels_last, uniform
+from voken_jax.tokenizer.losses import (
+    LecamAverages,
+    discriminator_loss,
+    generator_loss,
+    lecam_regularizer,
+    update_lecam,
+)
 
 KINDS = ["gan_losses"]
 

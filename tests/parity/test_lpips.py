@@ -4,9 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.golden_cases import FORWARD_FLOAT32, GRADIENT_FLOAT32, assert_close, channels_first, channels_last, uniform
-from tests.objectives import evaluate
 from tests.parity.test_trajectories import lpips_for
+from tests.support.golden_cases import (
+    FORWARD_FLOAT32,
+    GRADIENT_FLOAT32,
+    assert_close,
+    channels_first,
+    channels_last,
+    uniform,
+)
+from tests.support.objectives import evaluate
 
 KINDS = ["lpips_vgg"]
 

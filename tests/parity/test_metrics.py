@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.golden_cases import STORED_FLOAT32, assert_close, channels_first, channels_last, uniform
+from tests.support.golden_cases import STORED_FLOAT32, assert_close, channels_first, channels_last, uniform
 from voken_common import metrics
 from voken_common.pixels import pad_to_multiple
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.golden_cases import (
+from tests.support.golden_cases import (
     FORWARD_FLOAT32,
     GRADIENT_FLOAT32,
     assert_close,
@@ -14,7 +14,7 @@ from tests.golden_cases import (
     uniform,
     weight,
 )
-from tests.objectives import evaluate
+from tests.support.objectives import evaluate
 from voken_jax.quantizers import ibq, join_indices, lfq, split_indices, vq
 
 KINDS = ["lfq", "lfq_factorized", "ibq", "vq"]

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.golden_cases import assert_close
+from tests.support.golden_cases import assert_close
 from voken_common.config.schedules import Schedule, cosine_weight_decay
 
 KINDS = ["schedules"]

@@ -2,8 +2,8 @@
 
 import torch
 
-from tests.golden_cases import assert_numbers, weight
 from tests.parity.test_generator_trajectories import batch_of, trajectory_config
+from tests.support.golden_cases import assert_numbers, weight
 from voken_common.config.schedules import build_schedule, scheduled_weight_decay
 from voken_torch.generator.step import GeneratorStep, create_generator_state
 

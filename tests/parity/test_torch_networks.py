@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests import objectives
-from tests.golden_cases import (
+from tests.support import objectives
+from tests.support.golden_cases import (
     FORWARD_FLOAT32,
     GRADIENT_FLOAT32,
     assert_close,
@@ -17,12 +17,18 @@ from tests.golden_cases import (
     uniform,
     weight,
 )
-from tests.reference_config import model_section
+from tests.support.reference_config import model_section
 from voken_common.config.tokenizer import BlurConfig, IBQConfig, LFQConfig, ModelConfig, PatchGANConfig
-from voken_torch.tokenizer.losses import LecamAverages, discriminator_loss, generator_loss, lecam_regularizer, update_lecam
 from voken_torch.models.autoencoder import Autoencoder
 from voken_torch.models.discriminator import build_discriminator
 from voken_torch.models.lpips import LPIPS
+from voken_torch.tokenizer.losses import (
+    LecamAverages,
+    discriminator_loss,
+    generator_loss,
+    lecam_regularizer,
+    update_lecam,
+)
 
 KINDS = [
     "autoencoder_lfq",

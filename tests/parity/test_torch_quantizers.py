@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests import objectives
-from tests.golden_cases import (
+from tests.support import objectives
+from tests.support.golden_cases import (
     FORWARD_FLOAT32,
     GRADIENT_FLOAT32,
     assert_close,

@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from tests.golden_cases import assert_close, assert_numbers, uniform, weight
 from tests.parity.test_torch_networks import fill, lpips_rule
 from tests.parity.test_trajectories import logged
-from tests.reference_config import trajectory_config
-from voken_common.checkpoints.steps import weight_names as names
+from tests.support.golden_cases import assert_close, assert_numbers, uniform, weight
+from tests.support.reference_config import trajectory_config
+from voken_common.checkpoints import weight_names as names
 from voken_common.config.schedules import build_schedule
 from voken_torch.models.lpips import LPIPS
 from voken_torch.quantizers.configured import quantize

@@ -4,16 +4,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.golden_cases import assert_close, assert_numbers, channels_first, channels_last, uniform, weight, weights_for
-from tests.reference_config import trajectory_config
-from voken_common.checkpoints.steps import weight_names as names
+from tests.support.golden_cases import (
+    assert_close,
+    assert_numbers,
+    channels_first,
+    channels_last,
+    uniform,
+    weight,
+    weights_for,
+)
+from tests.support.reference_config import trajectory_config
+from voken_common.checkpoints import weight_names as names
 from voken_common.config.schedules import build_schedule
 from voken_jax.models.functional import Network
 from voken_jax.models.layers import Policy
 from voken_jax.models.lpips import LPIPS
 from voken_jax.optimization.optim import build_optimizer
-from voken_jax.quantizers.configured import quantize
 from voken_jax.parallel.sharding import make_mesh, state_shardings
+from voken_jax.quantizers.configured import quantize
 from voken_jax.tokenizer.state import build_players, init_state
 from voken_jax.tokenizer.step import Perceptual, TokenizerStep
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.golden_cases import FORWARD_FLOAT32, assert_close, channels_first, channels_last
-from tests.reference_config import checkpoint_config
+from tests.support.golden_cases import FORWARD_FLOAT32, assert_close, channels_first, channels_last
+from tests.support.reference_config import checkpoint_config
 from voken_common.config.loading import to_yaml
 from voken_jax.convert import main
 from voken_jax.tokenizer.api import Tokenizer as JaxTokenizer

@@ -1,0 +1,1 @@
+"""Checkpoints of both frameworks: choosing and keeping steps, checksums, weight names, torch pickles, downloads."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from voken_common.checkpoints.steps import FOLDER
+from voken_common.config.generator import GeneratorConfig
 from voken_common.config.loading import AnyConfig
 from voken_common.errors import CheckpointError
-from voken_common.config.generator import GeneratorConfig
 
 
 def find_tokenizer(reference: str, checkpoint: str | Path) -> Path:

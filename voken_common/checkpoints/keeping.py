@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from voken_common.checkpoints.checksums import forget_cached
 from voken_common.checkpoints.steps import (
     Meta,
     Problems,
@@ -23,10 +24,9 @@ from voken_common.checkpoints.steps import (
     remove_half_written,
     set_aside,
 )
-from voken_common.errors import CheckpointError
 from voken_common.config.generator import GeneratorCheckpointConfig
-from voken_common.checkpoints.checksums import forget_cached
 from voken_common.config.tokenizer import CheckpointConfig
+from voken_common.errors import CheckpointError
 
 logger = logging.getLogger("voken")
 

@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from voken_common.errors import CheckpointError
-from voken_common.checkpoints.torch_pickle import load, load_state_dict
 from voken_common.checkpoints.downloads import WEIGHTS, WeightsError, resolve
+from voken_common.checkpoints.torch_pickle import load, load_state_dict
+from voken_common.errors import CheckpointError
 
 Net = Literal["vgg", "alex"]
 

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from voken_common.config.loading import AnyConfig, from_json
-from voken_common.errors import CheckpointError, DamagedError
 from voken_common.config.generator import GeneratorCheckpointConfig, GeneratorConfig
+from voken_common.config.loading import AnyConfig, from_json
 from voken_common.config.tokenizer import CheckpointConfig, Config
+from voken_common.errors import CheckpointError, DamagedError
 
 __all__ = ["FOLDER", "LAYOUT", "CheckpointError", "Meta", "Step", "Weights", "choose_step", "kept_steps"]
 

@@ -1,9 +1,10 @@
 """Reads torch checkpoints without torch and without running anything they contain.
 
 `torch.save` writes a pickle that names the functions to call when it is read back, which lets a hostile file run any
-code. Here a pickle may name only the handful of constructors a tensor needs (`voken_common.checkpoints.torch_globals`); any other
-name is refused before anything is called. Both layouts are understood: the zip archive (torch 1.6 and later) and the
-stream of pickles before it, in which torchvision's VGG and the LPIPS heads are published.
+code. Here a pickle may name only the handful of constructors a tensor needs
+(`voken_common.checkpoints.torch_globals`); any other name is refused before anything is called. Both layouts are
+understood: the zip archive (torch 1.6 and later) and the stream of pickles before it, in which torchvision's VGG and
+the LPIPS heads are published.
 
 Arrays come back as read-only views of the memory-mapped file, so that opening a checkpoint of many gigabytes costs
 address space, not memory; the file must not be overwritten in place while they are in use.
@@ -23,8 +24,8 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from voken_common.errors import CheckpointError
 from voken_common.checkpoints.torch_globals import DTypeRef, StorageRef, TensorRef, find_global, storage_from_id
+from voken_common.errors import CheckpointError
 
 Unknown = Literal["refuse", "inert"]
 

@@ -1,0 +1,1 @@
+"""What the commands of both frameworks share: arguments and messages."""

@@ -9,15 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from voken_common.commands.options import add_no_verify
 from voken_common.checkpoints.steps import Step, Weights
-from voken_common.config.loading import ConfigError, merge, read_mapping, validate, with_overrides
-from voken_common.config.data import DataConfig
-from voken_common.data.tokens.shards import TokenShardSource
+from voken_common.commands.options import add_no_verify
 from voken_common.commands.reconstruct import step_of
+from voken_common.config.data import DataConfig
+from voken_common.config.loading import ConfigError, merge, read_mapping, validate, with_overrides
 from voken_common.config.tokenizer import Config
 from voken_common.data.tokens.decode import decode_dataset
 from voken_common.data.tokens.encode import Encoding, EncodingTokenizer, encode_dataset
+from voken_common.data.tokens.shards import TokenShardSource
 
 Load = Callable[[str, Step, Weights | None, bool], EncodingTokenizer]
 INTERRUPTED = 130

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from voken_common.atomic_write import replacing
 from voken_common.commands.options import add_no_verify
 from voken_common.data.decode import decode_image
 from voken_common.data.transforms import to_float
-from voken_common.atomic_write import replacing
 from voken_common.metrics import psnr
 from voken_common.pixels import pad_to_multiple, to_uint8
 from voken_common.visual import save_png, side_by_side

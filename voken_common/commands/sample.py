@@ -15,13 +15,13 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from voken_common.commands.options import add_no_verify
 from voken_common.atomic_write import replacing
-from voken_common.sampling.requests import check_sampling, preset, seed_of
-from voken_common.config.generator import GeneratorConfig
+from voken_common.commands.options import add_no_verify
 from voken_common.commands.reconstruct import step_of
-from voken_common.sampling.npz import NpzWriter
+from voken_common.config.generator import GeneratorConfig
 from voken_common.config.sampling import Sampling
+from voken_common.sampling.npz import NpzWriter
+from voken_common.sampling.requests import check_sampling, preset, seed_of
 from voken_common.visual import grid, save_png
 
 INTERRUPTED = 130

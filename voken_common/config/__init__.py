@@ -1,0 +1,1 @@
+"""Configurations: typed schemas, their loading from YAML files, and schedules."""

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from voken_common.data.storage.retry import DEFAULT_SECONDS
 from voken_common.config.data import DataConfig
 from voken_common.config.sampling import Guidance, Sampling
 from voken_common.config.tokenizer import (
@@ -19,6 +18,7 @@ from voken_common.config.tokenizer import (
     TrainingConfig,
 )
 from voken_common.config.transformer import TransformerConfig
+from voken_common.data.storage.retry import DEFAULT_SECONDS
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 

@@ -2,8 +2,9 @@
 
 A file may name a `base:` (a path relative to itself); its keys are laid over the base's, section by section. A section
 whose `kind` differs from the base's replaces it whole. Overrides come last, as `path.to.key=value` with the value read
-as YAML. The merged mapping is validated by the schema that its own `kind` names (`voken_common.config.tokenizer.Config` for a
-tokenizer, which is the default; `voken_common.config.generator.GeneratorConfig`); everything wrong is reported at once.
+as YAML. The merged mapping is validated by the schema that its own `kind` names: `voken_common.config.tokenizer.Config`
+for a tokenizer, which is the default, or `voken_common.config.generator.GeneratorConfig`. Everything wrong is reported
+at once.
 """
 
 from __future__ import annotations

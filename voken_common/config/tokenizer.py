@@ -1,8 +1,8 @@
 """The typed, frozen configuration of a tokenizer run.
 
 Every field is named, typed and documented here; the YAML files in `configs/` only choose values. Loading, inheritance,
-overrides and the wording of errors live in `voken_common.config.loading`. Cross-field checks are model validators of the
-section they concern, so that a wrong combination stops before anything is built.
+overrides and the wording of errors live in `voken_common.config.loading`. Cross-field checks are model validators of
+the section they concern, so that a wrong combination stops before anything is built.
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from voken_common.config.data import DataConfig
 from voken_common.data import transforms
 from voken_common.data.bad_images import BadImage
 from voken_common.data.errors import ImageDecodeError
 from voken_common.data.images import MAX_ASPECT, SampleLoader
-from voken_common.config.data import DataConfig
 from voken_common.data.sources.build import ImageSource
 from voken_common.data.sources.video import ClipReader, VideoFolder
 

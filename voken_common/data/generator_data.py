@@ -6,14 +6,14 @@ import logging
 import math
 from typing import Any, NamedTuple
 
+from voken_common.config.generator import GeneratorConfig
+from voken_common.config.tokenizer import Config
 from voken_common.data.errors import DataError
 from voken_common.data.pipeline import TrainIterator, ValidationBatches, build_train_iterator, build_validation_batches
 from voken_common.data.sources.build import build_source
 from voken_common.data.tokens.pipeline import TokenBatches, TokenIterator, build_token_batches, build_token_iterator
 from voken_common.data.tokens.shards import TokenShardSource
 from voken_common.errors import CheckpointError
-from voken_common.config.generator import GeneratorConfig
-from voken_common.config.tokenizer import Config
 
 logger = logging.getLogger("voken")
 

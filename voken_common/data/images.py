@@ -13,14 +13,14 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from voken_common.config.data import DataConfig
 from voken_common.data import transforms
 from voken_common.data.bad_images import BadImage, BadImageLimit
 from voken_common.data.decode import open_image
 from voken_common.data.errors import ImageDecodeError
-from voken_common.data.storage.retry import Patience, reason
-from voken_common.config.data import DataConfig
 from voken_common.data.sources.build import ImageSource
 from voken_common.data.storage.files import folder_expected
+from voken_common.data.storage.retry import Patience, reason
 
 T = TypeVar("T")
 

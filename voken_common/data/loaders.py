@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from voken_common.data.images import TrainSample, ValidationRow
 from voken_common.config.data import DataConfig
+from voken_common.data.images import TrainSample, ValidationRow
 from voken_common.data.sources.build import ImageSource
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from voken_common.config.data import DataConfig
 from voken_common.data import transforms
 from voken_common.data.bad_images import BadImageLog
 from voken_common.data.errors import DataError
 from voken_common.data.loaders import training_samples, validation_rows
 from voken_common.data.order import Placement, PositionedBatches, check_process, grain, in_a_thread
-from voken_common.config.data import DataConfig
 from voken_common.data.sources.build import ImageSource, build_source
 
 

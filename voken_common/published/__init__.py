@@ -1,0 +1,1 @@
+"""The published models and what is known about them."""

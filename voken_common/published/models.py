@@ -165,7 +165,7 @@ def config_file(model: PublishedModel) -> Path:
         FileNotFoundError: this installation has no configurations.
     """
     assert model.config is not None, f"{model.full_name} has no configuration yet"
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     # An installed package carries them inside; in the source tree they lie beside it.
     places = [package / model.config, package.parent / model.config]
     for place in places:

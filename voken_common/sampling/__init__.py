@@ -1,0 +1,1 @@
+"""Requests for samples, and the files that hold them."""

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from voken_common.errors import WorkdirError
 from voken_common.atomic_write import replacing
+from voken_common.errors import WorkdirError
 from voken_common.training.lock import RunLock
 
 NAME = "arr_0.npy"

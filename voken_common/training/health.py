@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from voken_common.errors import CheckpointError
 from voken_common.atomic_write import replacing
 from voken_common.config.tokenizer import HealthConfig
+from voken_common.errors import CheckpointError
 
 logger = logging.getLogger("voken")
 

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from voken_common.checkpoints.steps import Progress
-from voken_common.training.collapse import CodeUse, CollapseWatch
 from voken_common.config.loading import AnyConfig
 from voken_common.data.errors import DataError
+from voken_common.training.collapse import CodeUse, CollapseWatch
 from voken_common.training.health import INPUT_ADVICE, Heartbeat, InputWatch
-from voken_common.training.profiling import Profiler
 from voken_common.training.log import RunLog
+from voken_common.training.profiling import Profiler
 
 
 class Steps(Protocol):

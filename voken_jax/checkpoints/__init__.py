@@ -1,0 +1,1 @@
+"""Checkpoints of JAX runs: written, verified, loaded."""

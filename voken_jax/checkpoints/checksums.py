@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint._src.metadata import array_metadata_store
 from orbax.checkpoint._src.path import atomicity
 
-from voken_common.checkpoints.steps import checksums as integrity
+from voken_common.checkpoints import checksums as integrity
 from voken_common.checkpoints.steps import ITEMS, Weights
 from voken_jax.checkpoints.ocdbt import stored_arrays
 

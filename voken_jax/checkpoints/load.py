@@ -9,10 +9,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from voken_common.checkpoints.steps import Meta, Step, Weights
 from voken_common.checkpoints.conversion.safetensors_file import is_safetensors, read_safetensors
-from voken_common.errors import CheckpointError
+from voken_common.checkpoints.steps import Meta, Step, Weights
 from voken_common.checkpoints.weight_names import to_jax
+from voken_common.errors import CheckpointError
 from voken_jax.checkpoints.orbax import find_step, load_generator, read_meta
 from voken_jax.models.functional import Network
 

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from voken_common.checkpoints.keeping import RunSteps, StepFiles
 from voken_common.checkpoints.steps import (
     FOLDER,
     ITEMS,
@@ -36,16 +37,15 @@ from voken_common.checkpoints.steps import (
     failed_write,
     require_good,
 )
-from voken_common.config.loading import AnyConfig
-from voken_common.errors import CheckpointError
 from voken_common.config.generator import GeneratorCheckpointConfig
-from voken_common.checkpoints.keeping import RunSteps, StepFiles
+from voken_common.config.loading import AnyConfig
 from voken_common.config.tokenizer import CheckpointConfig
-from voken_jax.parallel.distributed import gather_objects
-from voken_jax.generator.step import GeneratorState
+from voken_common.errors import CheckpointError
 from voken_jax.checkpoints.checksums import needed_items, step_path, step_problems, visible_problems
-from voken_jax.tokenizer.losses import LecamAverages
 from voken_jax.checkpoints.orbax_messages import hush
+from voken_jax.generator.step import GeneratorState
+from voken_jax.parallel.distributed import gather_objects
+from voken_jax.tokenizer.losses import LecamAverages
 from voken_jax.tokenizer.state import TrainState
 
 AnyState = TrainState | GeneratorState

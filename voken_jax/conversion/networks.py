@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from voken_common.checkpoints.steps import weight_names as names
-from voken_common.config.loading import AnyConfig
+from voken_common.checkpoints import weight_names as names
 from voken_common.checkpoints.conversion.contents import Manifest, Shape
 from voken_common.config.generator import GeneratorConfig
+from voken_common.config.loading import AnyConfig
 from voken_jax.tokenizer.state import build_generator_network, build_players
 
 

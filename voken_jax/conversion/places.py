@@ -10,15 +10,15 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from voken_common.checkpoints.steps import FOLDER, Meta, Step, choose_step, require_good
-from voken_common.checkpoints.steps.conversion import torch_file
+from voken_common.checkpoints.checksums import zip_problems
+from voken_common.checkpoints.conversion import torch_file
 from voken_common.checkpoints.conversion.contents import Format
 from voken_common.checkpoints.conversion.formats import read_file
-from voken_common.errors import CheckpointError
-from voken_common.checkpoints.checksums import zip_problems
+from voken_common.checkpoints.steps import FOLDER, Meta, Step, choose_step, require_good
 from voken_common.checkpoints.torch_pickle import storage_names
-from voken_jax.checkpoints.orbax import read_meta
+from voken_common.errors import CheckpointError
 from voken_jax.checkpoints.checksums import step_problems
+from voken_jax.checkpoints.orbax import read_meta
 
 SUFFIXES: dict[str, Format] = {".pt": "torch", ".safetensors": "safetensors", ".ckpt": "lightning"}
 CONFIG_FILE = "config.yaml"

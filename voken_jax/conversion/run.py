@@ -6,20 +6,27 @@ import argparse
 import logging
 from pathlib import Path
 
-from voken_common.published.models import models as published
-from voken_common.checkpoints.steps import FOLDER, ITEMS, Step, Weights
-from voken_common.config.loading import AnyConfig, load_any_config, to_yaml
-from voken_common.checkpoints.steps.conversion import lightning
-from voken_common.checkpoints.steps.conversion import torch_file
-from voken_common.checkpoints.conversion.contents import FORMATS, Contents, Format, Manifest, check_finite, check_networks, narrow
+from voken_common.atomic_write import replacing
+from voken_common.checkpoints.conversion import lightning, torch_file
+from voken_common.checkpoints.conversion.contents import (
+    FORMATS,
+    Contents,
+    Format,
+    Manifest,
+    check_finite,
+    check_networks,
+    narrow,
+)
 from voken_common.checkpoints.conversion.formats import read_file
 from voken_common.checkpoints.conversion.matching import find_config
 from voken_common.checkpoints.conversion.safetensors_file import write_safetensors
-from voken_common.atomic_write import replacing
+from voken_common.checkpoints.steps import FOLDER, ITEMS, Step, Weights
 from voken_common.config.generator import GeneratorConfig
+from voken_common.config.loading import AnyConfig, load_any_config, to_yaml
 from voken_common.config.tokenizer import Config
-from voken_jax.conversion import places, torch_bridge
+from voken_common.published import models as published
 from voken_jax.conversion import frozen_tokenizer as first_stage
+from voken_jax.conversion import places, torch_bridge
 from voken_jax.conversion.frozen_tokenizer import FirstStage
 from voken_jax.conversion.networks import manifest_of
 from voken_jax.conversion.orbax_step import read_step, write_step

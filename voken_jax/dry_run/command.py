@@ -10,19 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from voken_common.config.loading import AnyConfig
-from voken_common.training.flops import sample_flops
 from voken_common.config.generator import GeneratorConfig
+from voken_common.config.loading import AnyConfig
 from voken_common.config.schedules import build_schedule
 from voken_common.config.tokenizer import Config
+from voken_common.training.flops import sample_flops
 from voken_jax.dry_run.budget import Budget, Machine, communication, lines, matrix_flops
 from voken_jax.generator.step import GeneratorStep, abstract_generator_state
 from voken_jax.optimization.optim import build_generator_optimizer, build_optimizer
-from voken_jax.tokenizer.perceptual import build_lpips
 from voken_jax.parallel.sharding import batch_sharding, check_batch, make_mesh
+from voken_jax.tokenizer.perceptual import build_lpips
 from voken_jax.tokenizer.state import abstract_state, build_generator_network, build_players
-from voken_jax.training.task import shardings_of, size_of
 from voken_jax.tokenizer.step import Perceptual, TokenizerStep
+from voken_jax.training.task import shardings_of, size_of
 
 NOMINAL_STEPS = 1000
 """Schedules need a length; it changes no shape, so any will do here."""
@@ -33,8 +33,8 @@ def dry_run(config: AnyConfig, machine: Machine | None = None) -> dict[str, floa
 
     Memory is XLA's analysis of the compiled program for this kind of device: arguments (state, batch, frozen weights)
     and temporaries. FLOPs of a tokenizer are XLA's count over loop bodies counted once, per device; those of a
-    generator, whose layers are a loop, are the matrix products of `voken_common.training.flops.sample_flops`. `matrix_flops`,
-    communication and, for a machine, expected rates are those of `voken_jax.dry_run.budget`.
+    generator, whose layers are a loop, are the matrix products of `voken_common.training.flops.sample_flops`.
+    `matrix_flops`, communication and, for a machine, expected rates are those of `voken_jax.dry_run.budget`.
     """
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)

@@ -1,0 +1,1 @@
+"""The generator: public API, state, step, sampling, validation."""

@@ -15,8 +15,12 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 from numpy.typing import ArrayLike, DTypeLike
 
-from voken_common.checkpoints.steps import Step, Weights
 from voken_common.checkpoints.frozen_tokenizer import find_tokenizer
+from voken_common.checkpoints.steps import Step, Weights
+from voken_common.checkpoints.weight_names import require_same_shapes
+from voken_common.config.generator import GeneratorConfig, SamplingConfig
+from voken_common.config.sampling import Sampling
+from voken_common.data.tokens.format import join_ids
 from voken_common.sampling.requests import (
     Samples,
     check_labels,
@@ -25,14 +29,10 @@ from voken_common.sampling.requests import (
     no_tokenizer,
     require_fitting,
 )
-from voken_common.config.generator import GeneratorConfig, SamplingConfig
-from voken_common.checkpoints.weight_names import require_same_shapes
-from voken_common.config.sampling import Sampling
-from voken_common.data.tokens.format import join_ids
 from voken_jax.checkpoints import load as loading
 from voken_jax.generator.sampling import compiler_options, generate
-from voken_jax.tokenizer.state import build_generator_network
 from voken_jax.tokenizer.api import Tokenizer
+from voken_jax.tokenizer.state import build_generator_network
 
 
 class Generator:

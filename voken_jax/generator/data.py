@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from voken_common.config.generator import GeneratorConfig
 from voken_common.data.generator_data import (
     describe_training,
     open_held_out,
@@ -18,7 +19,6 @@ from voken_common.data.generator_data import (
 )
 from voken_common.data.pipeline import TrainIterator
 from voken_common.data.tokens.pipeline import TokenIterator
-from voken_common.config.generator import GeneratorConfig
 from voken_jax.generator.frozen_tokenizer import FrozenTokenizer
 from voken_jax.generator.step import Batch
 from voken_jax.parallel.sharding import batch_sharding

@@ -13,14 +13,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from voken_common.data.generator_data import require_fitting_tokenizer, require_same_tokenizer
 from voken_common.config.generator import GeneratorConfig
+from voken_common.data.generator_data import require_fitting_tokenizer, require_same_tokenizer
 from voken_common.data.tokens.format import join_ids, sub_tokens
 from voken_jax.models.functional import Weights
-from voken_jax.quantizers.configured import encode_indices
 from voken_jax.parallel.sharding import batch_sharding, replicated
-from voken_jax.tokenizer.state import build_autoencoder
+from voken_jax.quantizers.configured import encode_indices
 from voken_jax.tokenizer.api import Tokenizer
+from voken_jax.tokenizer.state import build_autoencoder
 
 
 class FrozenTokenizer:

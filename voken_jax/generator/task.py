@@ -9,10 +9,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from voken_common.training import generator_logs
 from voken_common.config.generator import GeneratorConfig
-from voken_common.training.log import RunLog
 from voken_common.config.schedules import build_schedule
+from voken_common.training import generator_logs
+from voken_common.training.log import RunLog
 from voken_common.visual import grid
 from voken_jax.generator.data import GeneratorData
 from voken_jax.generator.step import (

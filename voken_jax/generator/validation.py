@@ -14,12 +14,12 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from voken_common.training.generator_logs import perplexities, shown_seeds
 from voken_common.config.generator import GeneratorConfig
+from voken_common.training.generator_logs import perplexities, shown_seeds
+from voken_jax.generator.sampling import compiler_options, generate
 from voken_jax.generator.step import Batch
 from voken_jax.models.functional import Network, Weights
 from voken_jax.models.stacked import bind_stacked, unstack_layers
-from voken_jax.generator.sampling import compiler_options, generate
 from voken_jax.parallel.sharding import replicated
 
 

@@ -15,9 +15,9 @@ from numpy.typing import ArrayLike
 
 from voken_common.checkpoints.steps import Step, Weights
 from voken_common.checkpoints.weight_names import require_same_shapes, to_torch
-from voken_common.pixels import pad_to_multiple
 from voken_common.config.tokenizer import Config
 from voken_common.data.tokens.format import fingerprint
+from voken_common.pixels import pad_to_multiple
 from voken_jax.checkpoints import load as loading
 from voken_jax.quantizers.configured import code_indices, encode_indices, lookup
 from voken_jax.tokenizer.state import build_autoencoder

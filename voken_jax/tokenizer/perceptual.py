@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from voken_common.checkpoints.steps import weight_names as names
+from voken_common.checkpoints import weight_names as names
 from voken_common.checkpoints.lpips_weights import lpips_vgg_weights
 from voken_common.config.tokenizer import Config
 from voken_jax.models.functional import Network

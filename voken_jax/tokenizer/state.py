@@ -13,13 +13,13 @@ from jaxtyping import Array, Int, UInt
 
 from voken_common.config.generator import GeneratorConfig
 from voken_common.config.tokenizer import Config, PrecisionConfig
-from voken_jax.tokenizer.losses import LecamAverages
 from voken_jax.models.autoencoder import Autoencoder
 from voken_jax.models.discriminator import build_discriminator
 from voken_jax.models.functional import Network, Weights
 from voken_jax.models.generator import build_generator
 from voken_jax.models.layers import Policy
 from voken_jax.parallel.sharding import with_shardings
+from voken_jax.tokenizer.losses import LecamAverages
 
 
 @jax.tree_util.register_dataclass

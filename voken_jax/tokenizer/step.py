@@ -22,7 +22,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from voken_common.config.tokenizer import Config
+from voken_jax.models.functional import Network, Weights, buffers_of
 from voken_jax.optimization.codebook_usage import MICRO_BATCHES
+from voken_jax.parallel.sharding import BATCH, batch_sharding, replicated
+from voken_jax.quantizers.configured import Quantized, quantize
 from voken_jax.tokenizer.losses import (
     LecamAverages,
     adaptive_weight,
@@ -32,9 +35,6 @@ from voken_jax.tokenizer.losses import (
     reconstruction_loss,
     update_lecam,
 )
-from voken_jax.models.functional import Network, Weights, buffers_of
-from voken_jax.quantizers.configured import Quantized, quantize
-from voken_jax.parallel.sharding import BATCH, batch_sharding, replicated
 from voken_jax.tokenizer.state import Players, TrainState
 
 Images = Float[Array, "B H W 3"]

@@ -7,19 +7,19 @@ import logging
 import jax
 import numpy as np
 
+from voken_common.config.schedules import build_schedule
+from voken_common.config.tokenizer import Config
 from voken_common.data.pipeline import TrainIterator, build_train_iterator, build_validation_batches
 from voken_common.data.sources.build import build_source
 from voken_common.training.log import SHOWN, RunLog
-from voken_common.config.schedules import build_schedule
-from voken_common.config.tokenizer import Config
 from voken_common.training.validation import report
 from voken_jax.optimization.optim import build_optimizer
-from voken_jax.tokenizer.perceptual import load_perceptual
 from voken_jax.parallel.sharding import batch_sharding, check_batch, make_mesh
+from voken_jax.tokenizer.perceptual import load_perceptual
 from voken_jax.tokenizer.state import TrainState, abstract_state, build_players, create_state
-from voken_jax.training.task import Metrics, Task, shardings_of, size_of
 from voken_jax.tokenizer.step import TokenizerStep
 from voken_jax.tokenizer.validation import Validator
+from voken_jax.training.task import Metrics, Task, shardings_of, size_of
 
 logger = logging.getLogger("voken")
 

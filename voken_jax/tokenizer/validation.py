@@ -9,18 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from voken_common.data.pipeline import ValidationBatches
 from voken_common.config.tokenizer import Config
+from voken_common.data.pipeline import ValidationBatches
 from voken_common.training.validation import Validation, ValidationTotals
-from voken_jax.parallel.distributed import gather_objects
 from voken_jax.models.functional import Network, Weights
+from voken_jax.parallel.distributed import gather_objects
+from voken_jax.parallel.sharding import batch_sharding, local_rows, replicated
 from voken_jax.quantizers.configured import encode_indices, lookup
 from voken_jax.quantizers.statistics import (
     CodebookStatistics,
     init_statistics,
     update_statistics,
 )
-from voken_jax.parallel.sharding import batch_sharding, local_rows, replicated
 from voken_jax.tokenizer.step import Perceptual
 
 

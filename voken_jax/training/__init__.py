@@ -1,0 +1,1 @@
+"""A JAX run from its configuration to its last step."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from voken_common.checkpoints.frozen_tokenizer import tokenizer_of_run
 from voken_common.config.loading import AnyConfig
 from voken_common.errors import CheckpointError
-from voken_common.checkpoints.frozen_tokenizer import tokenizer_of_run
 from voken_common.training.health import check_replayed, describe_replay, load_failed_batch
 from voken_jax.checkpoints.orbax import Checkpoints
 from voken_jax.training.run import build, open_data

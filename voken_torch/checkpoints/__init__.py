@@ -1,0 +1,1 @@
+"""Checkpoints of PyTorch runs: written, verified, loaded."""

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from voken_common.checkpoints.steps import Meta, Step, Weights
 from voken_common.checkpoints.conversion.safetensors_file import is_safetensors, read_safetensors
+from voken_common.checkpoints.steps import Meta, Step, Weights
 from voken_torch.checkpoints.torch import find_step, load_generator, read_meta
 
 

@@ -17,7 +17,10 @@ from typing import IO, Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from voken_common.checkpoints.steps import torch_pickle
+from voken_common.atomic_write import replacing
+from voken_common.checkpoints import torch_pickle
+from voken_common.checkpoints.checksums import zip_problems
+from voken_common.checkpoints.keeping import RunSteps, StepFiles
 from voken_common.checkpoints.steps import (
     FOLDER,
     ITEMS,
@@ -30,13 +33,10 @@ from voken_common.checkpoints.steps import (
     failed_write,
     require_good,
 )
-from voken_common.config.loading import AnyConfig
-from voken_common.errors import CheckpointError
-from voken_common.atomic_write import replacing
 from voken_common.config.generator import GeneratorCheckpointConfig
-from voken_common.checkpoints.checksums import zip_problems
-from voken_common.checkpoints.keeping import RunSteps, StepFiles
+from voken_common.config.loading import AnyConfig
 from voken_common.config.tokenizer import CheckpointConfig
+from voken_common.errors import CheckpointError
 from voken_torch.parallel.sharding import gather_objects, gathered, process_index
 from voken_torch.training.task import State
 

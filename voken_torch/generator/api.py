@@ -12,8 +12,12 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from voken_common.checkpoints.steps import Step, Weights
 from voken_common.checkpoints.frozen_tokenizer import find_tokenizer
+from voken_common.checkpoints.steps import Step, Weights
+from voken_common.checkpoints.weight_names import require_same_shapes
+from voken_common.config.generator import GeneratorConfig, SamplingConfig
+from voken_common.config.sampling import Sampling
+from voken_common.data.tokens.format import join_ids
 from voken_common.sampling.requests import (
     Samples,
     check_labels,
@@ -22,14 +26,10 @@ from voken_common.sampling.requests import (
     no_tokenizer,
     require_fitting,
 )
-from voken_common.config.generator import GeneratorConfig, SamplingConfig
-from voken_common.checkpoints.weight_names import require_same_shapes
-from voken_common.config.sampling import Sampling
-from voken_common.data.tokens.format import join_ids
 from voken_torch.checkpoints import load as loading
 from voken_torch.device.runtime import Runtime
-from voken_torch.models.generator import build_generator
 from voken_torch.generator.sampling import generate
+from voken_torch.models.generator import build_generator
 from voken_torch.tokenizer.api import Tokenizer
 
 

@@ -18,14 +18,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from voken_common.checkpoints.steps import weight_names as names
-from voken_common.errors import NonFiniteError
+from voken_common.checkpoints import weight_names as names
 from voken_common.config.generator import GeneratorConfig
 from voken_common.config.schedules import Schedule, scheduled_weight_decay
-from voken_torch.optimization import optim
+from voken_common.errors import NonFiniteError
 from voken_torch.device.runtime import Runtime
 from voken_torch.models.generator import Adaptive, Factorized, build_generator
 from voken_torch.models.transformer import Block
+from voken_torch.optimization import optim
 from voken_torch.parallel.sharding import (
     data_parallel,
     laid_out_like,

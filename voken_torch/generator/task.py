@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from voken_common.training import generator_logs
 from voken_common.config.generator import GeneratorConfig
-from voken_common.training.log import RunLog
 from voken_common.config.schedules import build_schedule
+from voken_common.training import generator_logs
+from voken_common.training.log import RunLog
 from voken_common.visual import grid
 from voken_torch.device.runtime import Runtime
+from voken_torch.device.transfer import on_device, one_ahead
 from voken_torch.generator.frozen_tokenizer import FrozenTokenizer
 from voken_torch.generator.step import (
     Batch,
@@ -27,7 +28,6 @@ from voken_torch.generator.validation import GeneratorValidator
 from voken_torch.models.generator import Adaptive, Factorized
 from voken_torch.parallel.sharding import process_count, process_index
 from voken_torch.training.task import Metrics, Task, size_of, tell
-from voken_torch.device.transfer import on_device, one_ahead
 
 
 def open_tokens(config: GeneratorConfig) -> Any:

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
-from voken_common.training.generator_logs import perplexities, shown_seeds
 from voken_common.config.generator import GeneratorConfig
+from voken_common.training.generator_logs import perplexities, shown_seeds
 from voken_torch.device.runtime import Runtime
+from voken_torch.generator.sampling import generate
 from voken_torch.generator.step import Batch
 from voken_torch.models.generator import Adaptive, Factorized
-from voken_torch.generator.sampling import generate
 from voken_torch.parallel.sharding import reduce_mean
 
 

@@ -1,0 +1,1 @@
+"""What every optimizer step shares: optimizers and which codes were used."""

@@ -1,0 +1,1 @@
+"""The tokenizer: public API, losses, state, step, validation."""

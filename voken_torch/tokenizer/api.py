@@ -13,9 +13,9 @@ from torch import Tensor
 
 from voken_common.checkpoints.steps import Step, Weights
 from voken_common.checkpoints.weight_names import require_same_shapes
-from voken_common.pixels import pad_to_multiple
 from voken_common.config.tokenizer import Config
 from voken_common.data.tokens.format import fingerprint
+from voken_common.pixels import pad_to_multiple
 from voken_torch.checkpoints import load as loading
 from voken_torch.device.runtime import Runtime
 from voken_torch.models.autoencoder import Autoencoder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from voken_common.checkpoints.steps import weight_names as names
+from voken_common.checkpoints import weight_names as names
 from voken_common.checkpoints.lpips_weights import lpips_vgg_weights
 from voken_common.config.tokenizer import Config
 from voken_torch.device.runtime import Runtime

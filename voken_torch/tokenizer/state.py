@@ -15,15 +15,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from voken_common.checkpoints.steps import weight_names as names
+from voken_common.checkpoints import weight_names as names
 from voken_common.config.tokenizer import Config
-from voken_torch.optimization import optim
 from voken_torch.device.runtime import Runtime
-from voken_torch.tokenizer.losses import LecamAverages
 from voken_torch.models.autoencoder import Autoencoder
 from voken_torch.models.discriminator import BlurDiscriminator, PatchGAN, build_discriminator
 from voken_torch.models.layers import Policy, plain_attention
+from voken_torch.optimization import optim
 from voken_torch.parallel.sharding import laid_out_like, process_count, shard, whole
+from voken_torch.tokenizer.losses import LecamAverages
 
 Weights = dict[str, Tensor]
 _WORD = 2**32

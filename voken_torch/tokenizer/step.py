@@ -18,25 +18,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from voken_common.errors import NonFiniteError
 from voken_common.config.schedules import Schedule
 from voken_common.config.tokenizer import Config
-from voken_torch.optimization import optim
-from voken_torch.optimization.codebook_usage import SeenCodes
-from voken_torch.device.runtime import Runtime
+from voken_common.errors import NonFiniteError
 from voken_torch.device.kernels import at_least_float32
-from voken_torch.tokenizer.losses import (
-    LecamAverages,
-    adaptive_weight,
-    discriminator_loss,
-    generator_loss,
-    lecam_regularizer,
-    reconstruction_loss,
-    update_lecam,
-)
+from voken_torch.device.runtime import Runtime
 from voken_torch.models.discriminator import synchronise_batch_norms
 from voken_torch.models.lpips import LPIPS
-from voken_torch.quantizers.configured import Quantized, quantize
+from voken_torch.optimization import optim
+from voken_torch.optimization.codebook_usage import SeenCodes
 from voken_torch.parallel.sharding import (
     average_in_place,
     check_config,
@@ -46,6 +36,16 @@ from voken_torch.parallel.sharding import (
     reduce_mean,
     share_entries,
     without_exchange,
+)
+from voken_torch.quantizers.configured import Quantized, quantize
+from voken_torch.tokenizer.losses import (
+    LecamAverages,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+    lecam_regularizer,
+    reconstruction_loss,
+    update_lecam,
 )
 from voken_torch.tokenizer.state import Kept, Players, Seeded, TrainState
 

@@ -11,14 +11,14 @@ from torch import Tensor
 from voken_common.config.tokenizer import Config
 from voken_common.training.validation import Validation, ValidationTotals
 from voken_torch.device.runtime import Runtime
+from voken_torch.device.transfer import one_ahead
 from voken_torch.models.autoencoder import Autoencoder
 from voken_torch.models.layers import Policy, plain_attention
 from voken_torch.models.lpips import LPIPS
+from voken_torch.parallel.sharding import gather_objects
 from voken_torch.quantizers.configured import encode_indices, lookup
 from voken_torch.quantizers.statistics import init_statistics, update_statistics
-from voken_torch.parallel.sharding import gather_objects
 from voken_torch.tokenizer.state import TrainState, averaged_autoencoder
-from voken_torch.device.transfer import one_ahead
 
 
 class Validator:

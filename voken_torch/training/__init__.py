@@ -1,0 +1,1 @@
+"""A PyTorch run from its configuration to its last step."""

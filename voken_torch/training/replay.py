@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from voken_common.checkpoints.frozen_tokenizer import tokenizer_of_run
 from voken_common.config.loading import AnyConfig
 from voken_common.errors import CheckpointError, NonFiniteError
-from voken_common.checkpoints.frozen_tokenizer import tokenizer_of_run
 from voken_common.training.health import check_replayed, describe_replay, load_failed_batch
 from voken_torch.checkpoints.torch import Checkpoints
 from voken_torch.device.runtime import Runtime

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from voken_common.checkpoints.steps import Progress
-from voken_common.training.collapse import CodeUse
 from voken_common.errors import NonFiniteError
+from voken_common.training.collapse import CodeUse
 from voken_common.training.health import SKIPPED, save_failed_batch
 from voken_torch.parallel.sharding import process_count, process_index
 from voken_torch.training.task import Metrics, Task

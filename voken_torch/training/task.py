@@ -13,8 +13,8 @@ from torch import Tensor
 
 from voken_common.config.loading import AnyConfig
 from voken_common.training.log import RunLog
-from voken_torch.optimization.codebook_usage import SeenCodes
 from voken_torch.device.runtime import Runtime
+from voken_torch.optimization.codebook_usage import SeenCodes
 from voken_torch.parallel.sharding import process_index
 
 logger = logging.getLogger("voken")

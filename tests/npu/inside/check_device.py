@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.unit.test_torch_step import config_of
-from voken_torch.device.runtime import runtime as device
+from tests.unit.tokenizer.test_torch_step import config_of
+from voken_torch.device import runtime as device
 from voken_torch.device.runtime import DeviceError, Runtime
 from voken_torch.models.layers import plain_attention
 from voken_torch.tokenizer.state import create_state

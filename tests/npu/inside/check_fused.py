@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.npu.inside.check_step import NPU, build, on_cpu, take
-from tests.unit.test_torch_step import assert_same, config_of, images_of
+from tests.unit.tokenizer.test_torch_step import assert_same, config_of, images_of
 from voken_torch.device.runtime import Runtime
 from voken_torch.tokenizer.step import NonFiniteError
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tests.unit.test_torch_step import assert_same, config_of, flat, images_of
+from tests.unit.tokenizer.test_torch_step import assert_same, config_of, flat, images_of
 from voken_common.config.schedules import build_schedule
-from voken_torch.device.runtime import runtime as device
+from voken_torch.device import runtime as device
 from voken_torch.device.runtime import Runtime
 from voken_torch.tokenizer.state import create_state
 from voken_torch.tokenizer.step import TokenizerStep

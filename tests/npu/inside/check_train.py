@@ -5,8 +5,8 @@ import shutil
 import pytest
 import torch
 
-from tests.e2e.tiny import write
-from tests.unit.test_torch_step import assert_same, flat
+from tests.support.tiny import write
+from tests.unit.tokenizer.test_torch_step import assert_same, flat
 from voken_torch.checkpoints.torch import read
 from voken_torch.train import main
 

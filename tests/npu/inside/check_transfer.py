@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from voken_torch.device.runtime import runtime as device
-from voken_torch.device.runtime import transfer
+from voken_torch.device import runtime as device
+from voken_torch.device import transfer
 from voken_torch.device.transfer import PlacedBatch, Transfer, on_device, one_ahead, placing
 
 NPU = device.start("npu").device
@@ -110,7 +110,7 @@ def test_nothing_is_placed_on_the_cpu(calls):
 
 
 def test_training_uses_it(monkeypatch, tmp_path):
-    from tests.e2e.tiny import write
+    from tests.support.tiny import write
     from voken_torch.train import main
 
     landed = []

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from tests.unit.test_torch_step import config_of, flat, images_of
+from tests.unit.tokenizer.test_torch_step import config_of, flat, images_of
 from voken_common.config.schedules import build_schedule
-from voken_torch.device.runtime import runtime as device
-from voken_torch.parallel import sharding
+from voken_torch.device import runtime as device
 from voken_torch.device.runtime import Runtime
+from voken_torch.parallel import sharding
 from voken_torch.tokenizer.state import create_state
 from voken_torch.tokenizer.step import TokenizerStep
 from voken_torch.train import main as command

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from voken_common.checkpoints.steps import weight_names as names
+from voken_common.checkpoints import weight_names as names
 from voken_common.checkpoints.steps import Meta, Progress, Weights
 from voken_common.config.loading import AnyConfig
 from voken_common.errors import CheckpointError

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from voken_common.checkpoints.steps import torch_pickle
-from voken_common.checkpoints.steps.conversion import lightning
-from voken_common.checkpoints.steps.conversion import torch_file
+from voken_common.checkpoints import torch_pickle
+from voken_common.checkpoints.conversion import lightning, torch_file
 from voken_common.checkpoints.conversion.contents import Contents
 from voken_common.checkpoints.conversion.safetensors_file import is_safetensors, read_metadata, read_raw
 from voken_common.errors import CheckpointError, RefusedError

@@ -14,9 +14,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from voken_common.checkpoints.steps import weight_names as names
-from voken_common.checkpoints.steps import Meta
+from voken_common.checkpoints import weight_names as names
 from voken_common.checkpoints.conversion.contents import Arrays, Contents, Kind, Manifest
+from voken_common.checkpoints.steps import Meta
 from voken_common.errors import CheckpointError
 
 Part = Literal["generator", "discriminator", "perceptual", "averages", "first_stage"]

@@ -7,14 +7,14 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from voken_common.checkpoints.steps import weight_names as names
-from voken_common.config.loading import AnyConfig, load_any_config
+from voken_common.checkpoints import weight_names as names
 from voken_common.checkpoints.conversion.contents import Contents, Manifest, check_networks
 from voken_common.checkpoints.conversion.lightning import FAMILIES
-from voken_common.errors import CheckpointError
 from voken_common.config.generator import GeneratorConfig
-from voken_common.published.models import MODELS, PublishedModel, config_file
+from voken_common.config.loading import AnyConfig, load_any_config
 from voken_common.config.tokenizer import Config, LFQConfig
+from voken_common.errors import CheckpointError
+from voken_common.published.models import MODELS, PublishedModel, config_file
 
 logger = logging.getLogger("voken")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from voken_common.checkpoints.steps import weight_names as names
-from voken_common.checkpoints.steps import ITEMS, LAYOUT, Meta
+from voken_common.checkpoints import weight_names as names
 from voken_common.checkpoints.conversion.contents import Arrays, Contents, Manifest, Moments, Training
+from voken_common.checkpoints.steps import ITEMS, LAYOUT, Meta
 from voken_common.errors import CheckpointError
 
 FORMAT = "voken"

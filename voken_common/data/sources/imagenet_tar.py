@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from voken_common.data.storage.files import files as storage
-from voken_common.data.storage.array_file import ArrayFileError, StringTable, map_arrays, pack_strings, write_arrays
-from voken_common.data.errors import DataError
-from voken_common.data.sources.folder import IMAGES
 from voken_common.config.data import ImageNetTarConfig
+from voken_common.data.errors import DataError
 from voken_common.data.sources.build import ImageSource
+from voken_common.data.sources.folder import IMAGES
+from voken_common.data.storage import files as storage
+from voken_common.data.storage.array_file import ArrayFileError, StringTable, map_arrays, pack_strings, write_arrays
 from voken_common.data.tar.format import TarDamageError, TarMember, walk_tar
 from voken_common.data.tar.index import Fingerprint, read_member
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from voken_common.data.storage.array_file import ArrayFileError, StringTable, map_arrays, pack_strings, write_arrays
 from voken_common.data.errors import DataError
+from voken_common.data.storage.array_file import ArrayFileError, StringTable, map_arrays, pack_strings, write_arrays
 
 logger = logging.getLogger("voken.data")
 

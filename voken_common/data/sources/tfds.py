@@ -8,10 +8,10 @@ import os
 import zlib
 from typing import Any
 
-from voken_common.data.storage.array_records import system_error
-from voken_common.data.errors import DataError, ImageDecodeError
 from voken_common.config.data import TFDSConfig
+from voken_common.data.errors import DataError, ImageDecodeError
 from voken_common.data.sources.build import ImageSource
+from voken_common.data.storage.array_records import system_error
 from voken_common.data.storage.files import is_url
 
 _ADVICE = """\

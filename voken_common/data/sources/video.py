@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from voken_common.config.data import VideoFolderConfig
 from voken_common.data.errors import DataError, ImageDecodeError
 from voken_common.data.sources.folder import MediaFolder
 from voken_common.data.sources.listing import Medium
-from voken_common.config.data import VideoFolderConfig
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v")
 

@@ -1,0 +1,1 @@
+"""Tars of images: their format, index and checks."""

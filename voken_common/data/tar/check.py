@@ -10,10 +10,10 @@ from typing import Any
 
 from PIL import Image
 
-from voken_common.data.storage.files import files as storage
 from voken_common.data.decode import reason_of, to_rgb
-from voken_common.data.sources.folder import IMAGES
 from voken_common.data.images import MAX_ASPECT
+from voken_common.data.sources.folder import IMAGES
+from voken_common.data.storage import files as storage
 from voken_common.data.tar.format import TarDamageError, TarMember, walk_tar
 from voken_common.data.tar.index import Fingerprint, IndexedTar
 

@@ -26,13 +26,13 @@ from typing import Any
 
 import tqdm
 
-from voken_common.data.storage.files import files as storage
+from voken_common.atomic_write import replacing
 from voken_common.data.errors import DataError
+from voken_common.data.storage import files as storage
 from voken_common.data.storage.retry import DEFAULT_SECONDS, Patience, reason
 from voken_common.data.tar.check import IMAGE_KEYS, CheckOptions, TarReport, check_tar
 from voken_common.data.tar.index import INDEX_SUFFIX, IndexColumns, IndexedTar
 from voken_common.data.workers import initialize_worker
-from voken_common.atomic_write import replacing
 
 _PART_VERSION = 2
 _SHOWN = 5

@@ -9,10 +9,10 @@ import numpy as np
 from tqdm import tqdm
 
 from voken_common.data.errors import DataError
+from voken_common.data.tokens.encode import EncodingTokenizer
+from voken_common.data.tokens.format import join_ids
 from voken_common.data.tokens.shards import TokenShardSource
 from voken_common.pixels import to_uint8
-from voken_common.data.tokens.format import join_ids
-from voken_common.data.tokens.encode import EncodingTokenizer
 from voken_common.visual import save_png
 
 

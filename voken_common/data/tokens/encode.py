@@ -18,17 +18,17 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from tqdm import tqdm
 
+from voken_common.config.data import DataConfig
+from voken_common.config.tokenizer import Config, LFQConfig
 from voken_common.data import transforms
-from voken_common.data.tokens import folder as token_folder
 from voken_common.data.bad_images import BadImage, BadImageLimit, BadImageLog
 from voken_common.data.errors import DataError, ImageDecodeError
-from voken_common.data.sources.folder import FileSource
 from voken_common.data.images import SampleLoader
-from voken_common.config.data import DataConfig
 from voken_common.data.sources.build import ImageSource, build_source
-from voken_common.data.tokens.shards import TokenShardWriter
-from voken_common.config.tokenizer import Config, LFQConfig
+from voken_common.data.sources.folder import FileSource
+from voken_common.data.tokens import folder as token_folder
 from voken_common.data.tokens.format import Record, TokenInfo, TokenizerInfo, split_ids
+from voken_common.data.tokens.shards import TokenShardWriter
 
 _WAYS = ("image_size", "resize", "flip", "exif_rotate", "reduced_jpeg_decode")
 """Settings of `data` that decide what the tokens are of; the others only decide how fast."""

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from voken_common.data.errors import DataError
 from voken_common.atomic_write import replacing
+from voken_common.data.errors import DataError
 from voken_common.data.tokens.format import ShardInfo, TokenInfo
 
 INFO_FILE = "tokens.json"

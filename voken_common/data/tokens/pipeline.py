@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from voken_common.config.generator import TokenDataConfig
 from voken_common.data.errors import DataError
 from voken_common.data.order import Placement, PositionedBatches, check_process, grain
 from voken_common.data.tokens.shards import TokenShardSource
-from voken_common.config.generator import TokenDataConfig
 
 
 class TokenIterator(PositionedBatches):

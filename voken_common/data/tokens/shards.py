@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from voken_common.data.storage.array_records import array_record_module, system_error
 from voken_common.data.errors import DataError, ReadError
-from voken_common.data.storage.retry import DEFAULT_SECONDS, Patience, reason
 from voken_common.data.sources.build import spread_evenly
+from voken_common.data.storage.array_records import array_record_module, system_error
 from voken_common.data.storage.files import folder_expected
+from voken_common.data.storage.retry import DEFAULT_SECONDS, Patience, reason
 from voken_common.data.tokens.folder import (
     finish,
     read_info,

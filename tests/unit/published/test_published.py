@@ -1,0 +1,158 @@
+"""Every published image tokenizer: its config builds, and its weights have the published names and shapes."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.golden_cases import torch_shape
+from voken_common.checkpoints import weight_names as names
+from voken_common.config.loading import load_any_config, load_config
+from voken_common.published.models import MODELS, find
+from voken_jax.models.functional import Network
+from voken_jax.models.generator import build_generator
+from voken_jax.models.layers import Policy
+from voken_jax.models.lpips import LPIPS
+from voken_jax.tokenizer.state import build_players
+
+ROOT = Path(__file__).resolve().parents[3]
+MANIFESTS = ROOT / "tests" / "manifests"
+GENERATORS = [model for model in MODELS if model.family == "generator"]
+TOKENIZERS = [model for model in MODELS if model.family == "image tokenizer"]
+EMA_BOOKKEEPING = {"model_ema.decay", "model_ema.num_updates"}
+
+
+def manifest_of(model):
+    """{torch key: shape} of the published checkpoint."""
+    return json.loads((MANIFESTS / f"{model.project}__{model.name}.json").read_text())
+
+
+def in_torch_terms(leaves, prefix=""):
+    """{torch key: torch shape} of our weights."""
+    return {prefix + names.to_torch_name(p): list(torch_shape(p, leaf.shape)) for p, leaf in leaves.items()}
+
+
+def in_jax_terms(manifest):
+    """{JAX path: something of the JAX shape} of published weights."""
+    return names.to_jax({key: np.broadcast_to(np.int8(0), shape) for key, shape in manifest.items()})
+
+
+def everything(network):
+    """Parameters and buffers."""
+    return network.parameters | network.buffers
+
+
+def prefixed(leaves, prefix):
+    """The same under longer names."""
+    return {prefix + path: leaf for path, leaf in leaves.items()}
+
+
+@pytest.fixture(scope="module")
+def perceptual():
+    return Network(lambda rngs: LPIPS(policy=Policy(), rngs=rngs))
+
+
+def test_there_are_ten_tokenizers_and_seven_generators():
+    folders = (ROOT / "configs" / folder for folder in ("open_magvit2", "ibq"))
+    configs = {path.relative_to(ROOT).as_posix() for folder in folders for path in folder.iterdir()}
+    assert {model.config for model in TOKENIZERS + GENERATORS} == configs
+    assert (len(configs), len(TOKENIZERS), len(GENERATORS)) == (17, 10, 7)
+
+
+@pytest.mark.parametrize("model", GENERATORS, ids=lambda model: model.full_name)
+def test_generators_have_the_published_names_shapes_and_sizes(model):
+    config = load_any_config(ROOT / model.config)
+    assert config.name == model.name
+    network = Network(lambda rngs: build_generator(config.model, policy=Policy(), rngs=rngs))
+    prefix = "transformer."
+    published = {key: shape for key, shape in manifest_of(model).items() if key.startswith(prefix)}
+    assert in_torch_terms(network.parameters, prefix) == published
+    assert not network.buffers
+    count = sum(math.prod(leaf.shape) for leaf in network.parameters.values())
+    assert count == pytest.approx(model.parameters * 1e6, abs=6e4)
+
+
+@pytest.mark.parametrize("model", TOKENIZERS, ids=lambda model: model.name)
+def test_weights_have_the_published_names_and_shapes(model, perceptual):
+    config = load_config(ROOT / model.config)
+    assert config.name == model.name
+    players = build_players(config)
+    trained = in_torch_terms(players.autoencoder.parameters)
+    trained |= in_torch_terms(players.discriminator.parameters, names.DISCRIMINATOR_PREFIX)
+    fixed = in_torch_terms(players.discriminator.buffers, names.DISCRIMINATOR_PREFIX)
+    fixed |= in_torch_terms(perceptual.parameters | perceptual.buffers, names.PERCEPTUAL_PREFIX)
+    assert not players.autoencoder.buffers
+    averages = {names.ema_name(key): shape for key, shape in trained.items()}
+    assert len(averages) == len(trained)
+    manifest = manifest_of(model)
+    bookkeeping = {key: manifest.pop(key) for key in EMA_BOOKKEEPING}
+    assert all(shape == [] for shape in bookkeeping.values())
+    assert trained | fixed | averages == manifest
+
+    published = {key: shape for key, shape in manifest.items() if not key.startswith(names.EMA_PREFIX)}
+    ours = players.autoencoder.parameters | prefixed(everything(players.discriminator), names.DISCRIMINATOR_PREFIX)
+    ours |= prefixed(everything(perceptual), names.PERCEPTUAL_PREFIX)
+    names.require_same_shapes(in_jax_terms(published), ours, model.name)
+
+
+@pytest.mark.parametrize("model", TOKENIZERS, ids=lambda model: model.name)
+def test_recipe(model):
+    config = load_config(ROOT / model.config)
+    quantizer, training, schedule = config.quantizer, config.training, config.optimizer.schedule
+    assert training.batch_size == 256
+    assert (config.optimizer.learning_rate, config.optimizer.betas) == (1e-4, (0.5, 0.9))
+    assert config.data.image_size == config.model.resolution == (128 if "128_L" in model.name else 256)
+    pretrained = model.name.startswith("pretrain")
+    assert config.data.resize == ("cv2" if model.name.startswith("imagenet_ibqgan") else "pil")
+    assert not config.data.flip
+    assert not config.data.exif_rotate
+    assert config.data.train.kind == ("tar" if pretrained else "image_folder")
+    assert pretrained or config.data.train.exclude == ("n06596364_9591.JPEG",)
+    assert config.adversarial.generator_weight == 0.1
+    assert config.adversarial.start_step == 0
+    assert config.adversarial.lecam_weight == (0.01 if "128_L" in model.name else 0.05)
+    if quantizer.kind == "lfq":
+        assert quantizer.codebook_size == (2**14 if "16384" in model.name else 2**18)
+        assert (quantizer.codebook_weight, quantizer.commitment_weight) == (0.1, 0.25)
+    else:
+        assert quantizer.codebook_size == int(model.name.rsplit("_", 1)[1])
+        weights = (quantizer.quant_weight, quantizer.entropy_weight, quantizer.beta, quantizer.temperature)
+        assert weights == (1.0, 0.05, 0.25, 0.01)
+    length = {
+        "imagenet_lfqgan_256_L": (270, (200, 250)),
+        "imagenet_lfqgan_128_L": (350, (250, 300)),
+        "imagenet_ibqgan_8192": (280, (250,)),
+    }
+    epochs, drops = (None, ()) if pretrained else length.get(model.name, (330, (250, 300)))
+    assert (training.epochs, schedule.drop_epochs) == (epochs, drops)
+    assert training.steps == (1_500_000 if pretrained else None)
+    blur = model.name == "pretrain_lfqgan_256_16384"
+    assert config.discriminator.kind == ("blur" if blur else "patchgan")
+    assert schedule.kind == ("cos" if blur else "constant")
+    assert schedule.drop_steps == ((800_000, 1_000_000) if model.name == "pretrain_lfqgan_256_262144" else ())
+
+
+def test_parameter_count_is_that_of_encoder_and_decoder():
+    model = find("imagenet_lfqgan_256_L")
+    weights = build_players(load_config(ROOT / model.config)).autoencoder.parameters
+    assert {name.split(".")[0] for name in weights} == {"encoder", "decoder"}
+    assert round(sum(math.prod(leaf.shape) for leaf in weights.values()) / 1e6, 1) == model.parameters
+
+
+def test_lookup():
+    assert find("imagenet_ibqgan_1024").figure("rFID", "ImageNet 256x256") == 2.24
+    assert find("IBQ/imagenet_conditional_llama_XXL").parameters == 2063.3
+    assert len({model.full_name for model in MODELS}) == len(MODELS) == 18
+
+
+def test_lookup_errors_name_what_is_near():
+    with pytest.raises(KeyError, match=r"did you mean .*Open-MAGVIT2/imagenet_lfqgan_256_L"):
+        find("imagenet_lfqgan_256")
+    with pytest.raises(KeyError, match=r"in both projects: say Open-MAGVIT2/.*_B or IBQ/imagenet_conditional_llama_B"):
+        find("imagenet_conditional_llama_B")
+    with pytest.raises(KeyError, match="known are Open-MAGVIT2/imagenet_lfqgan_256_L, "):
+        find("zzz")
+    with pytest.raises(KeyError, match="no PSNR on COCO was reported; there is rFID on"):
+        find("pretrain_ibqgan_16384").figure("PSNR", "COCO")
