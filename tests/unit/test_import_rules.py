@@ -31,7 +31,9 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 COMMAND = len(LAYERS)
 # Grain loads JAX by itself where JAX is installed. The modules that need it at import are themselves imported inside
 # the functions that read data, so that no other module brings it along.
-LOADS_GRAIN = {f"voken_common.data.{name}" for name in ("order", "pipeline", "tokens.pipeline", "generator_data", "tokens.encode")}
+LOADS_GRAIN = {
+    f"voken_common.data.{name}" for name in ("order", "pipeline", "tokens.pipeline", "generator_data", "tokens.encode")
+}
 # A converter between the frameworks has to know both; this one module of it does, and only inside its functions, which
 # `test_importing_loads_no_foreign_framework` holds it to.
 BRIDGES = {"voken_jax.conversion.torch_bridge": {"torch", "voken_torch"}}
