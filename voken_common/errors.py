@@ -1,7 +1,20 @@
 """Errors that several modules raise and users may want to catch."""
 
+from voken_common.untrusted.text import escape
 
-class CheckpointError(ValueError):
+
+class EscapedError(Exception):
+    """An error whose text may hold names from files; whoever prints it gets them escaped. The arguments stay."""
+
+    def __str__(self) -> str:
+        return escape(super().__str__())
+
+
+class UserError(EscapedError, ValueError):
+    """Input that cannot be used; the message is meant for the user."""
+
+
+class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, refused, or not what the caller needs; the message says which and why."""
 
 
@@ -9,11 +22,11 @@ class DamagedError(CheckpointError):
     """A checkpoint whose bytes are not those that were written; the message names the file or array."""
 
 
-class WorkdirError(ValueError):
+class WorkdirError(UserError):
     """A work directory that cannot be used: another run holds it, or it cannot be written to."""
 
 
-class NonFiniteError(ArithmeticError):
+class NonFiniteError(EscapedError, ArithmeticError):
     """A loss or gradient norm stopped being finite; the update was not kept.
 
     Attributes:

@@ -18,6 +18,7 @@ from typing import IO
 from tqdm import tqdm
 
 from voken_common.atomic_write import replacing
+from voken_common.errors import EscapedError
 
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 60
@@ -25,7 +26,7 @@ _TIMEOUT_SECONDS = 60
 _NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 
-class WeightsError(RuntimeError):
+class WeightsError(EscapedError, RuntimeError):
     """A weight file is missing and cannot be fetched, or is not the file it should be."""
 
 

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from voken_common.errors import UserError
+
 _EMBEDDING = re.compile(r"(^|\.)(embedding|\w*embeddings?|\w+_emb|embedding_table)\.weight$")
 _CONSTANT = re.compile(r"(^|\.)(scaling_layer\.(shift|scale)|blocks\.\d+\.1\.kernel)$")
 """Buffers whose own leaf name collides with a renamed one: they are carried as they are."""
@@ -29,7 +31,7 @@ DISCRIMINATOR_PREFIX = "loss.discriminator."
 PERCEPTUAL_PREFIX = "loss.perceptual_loss."
 
 
-class NameMismatch(ValueError):
+class NameMismatch(UserError):
     """Weights whose names or shapes are not the ones expected; the message lists all of them."""
 
 

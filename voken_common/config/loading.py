@@ -24,12 +24,13 @@ from pydantic import BaseModel, ValidationError
 
 from voken_common.config.generator import GeneratorConfig
 from voken_common.config.tokenizer import Config
+from voken_common.errors import UserError
 
 AnyConfig = Config | GeneratorConfig
 _KINDS: dict[str, type[Config] | type[GeneratorConfig]] = {"tokenizer": Config, "generator": GeneratorConfig}
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that cannot be used; the message names every offending key."""
 
 

@@ -3,8 +3,10 @@
 All of them take one message, so that they survive the trip out of a worker process.
 """
 
+from voken_common.errors import UserError
 
-class DataError(ValueError):
+
+class DataError(UserError):
     """A source that cannot be opened, or that is not what the configuration says."""
 
 

@@ -28,6 +28,8 @@ import numpy as np
 from jax._src import distributed as _runtime
 from jax.experimental import multihost_utils
 
+from voken_common.errors import EscapedError
+
 logger = logging.getLogger("voken")
 
 LOST = 4
@@ -40,7 +42,7 @@ _SERVICE_WAITS_LONGER = 20
 """Seconds that JAX's own watch is behind ours, whose message names the process."""
 
 
-class DistributedError(RuntimeError):
+class DistributedError(EscapedError, RuntimeError):
     """Processes that cannot be joined; the message says what is missing."""
 
 

@@ -15,13 +15,14 @@ import numpy as np
 import safetensors.numpy
 
 from voken_common.atomic_write import replacing
+from voken_common.errors import UserError
 
 _KEY = "arrays"
 _LONGEST_HEADER = 1 << 30
 _TYPES = {"I64": np.int64, "U32": np.uint32, "I32": np.int32, "U8": np.uint8}
 
 
-class ArrayFileError(ValueError):
+class ArrayFileError(UserError):
     """Not such a file, or a damaged one."""
 
 

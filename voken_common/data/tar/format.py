@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Iterator
 from typing import IO
 
+from voken_common.errors import EscapedError
+
 BLOCK = 512
 _LONGEST_EXTENSION = 1 << 20
 _LONGEST_PADDING = 1 << 16
@@ -30,7 +32,7 @@ class TarMember:
     """CRC-32 of those 512 bytes, by which a reader knows that it is still the same member."""
 
 
-class TarDamageError(Exception):
+class TarDamageError(EscapedError):
     """The walk cannot go on; members found before are good."""
 
 
