@@ -149,6 +149,45 @@ def test_files_without_an_address_have_to_be_brought(monkeypatch, tmp_path):
         resolve(tmp_path / "absent.pt")
 
 
+def test_a_file_without_a_published_hash_is_refused_until_the_user_names_it(server, monkeypatch, tmp_path):
+    monkeypatch.setitem(WEIGHTS, "i3d", dataclasses.replace(WEIGHTS["i3d"], sha256=None))
+    found = hashlib.sha256(CONTENT).hexdigest()
+    server.files[f"/mirror/{WEIGHTS['i3d'].relative}"] = CONTENT
+    with pytest.raises(WeightsError, match="no sha256 is published for i3d_pretrained_400.pt.*i3d#sha256=HEX"):
+        resolve("i3d", progress=False)
+    assert server.requests == []
+    with pytest.raises(WeightsError, match=f"found sha256 {found}"):
+        resolve("i3d#sha256=" + "0" * 64, progress=False)
+    assert files_under(tmp_path) == []
+    path = resolve(f"i3d#sha256={found.upper()}", progress=False)
+    assert path.read_bytes() == CONTENT
+    with pytest.raises(WeightsError, match=f"nobody can tell.*i3d#sha256={found}"):
+        resolve("i3d", progress=False)
+    assert resolve("i3d", sha256=found, progress=False) == path
+    with pytest.raises(WeightsError, match="another file"):
+        resolve(f"{path}#sha256={'0' * 64}")
+    assert resolve(f"{path}#sha256={found}") == path
+    with pytest.raises(WeightsError, match="published with sha256 397923"):
+        resolve("vgg16", sha256=found)
+
+
+@pytest.mark.parametrize("length", ["-5", "many", "1e3", "٣", "9" * 30, str(weights.LARGEST + 1)])
+def test_a_length_that_cannot_be_is_refused_before_anything_is_read(length):
+    with pytest.raises(WeightsError, match="http://x announces"):
+        weights.content_length(length, "http://x")
+    assert weights.content_length(None, "http://x") is None
+    assert weights.content_length("12", "http://x") == 12
+
+
+def test_a_download_without_an_end_is_cut_off(server, monkeypatch, tmp_path):
+    publish(server, monkeypatch, "vgg16", CONTENT)
+    monkeypatch.setattr(weights, "LARGEST", len(CONTENT) - 1)
+    monkeypatch.setattr(weights, "content_length", lambda *_: None)
+    with pytest.raises(WeightsError, match=f"sends more than {len(CONTENT) - 1} bytes"):
+        resolve("vgg16", progress=False)
+    assert files_under(tmp_path) == []
+
+
 def test_an_unwritable_cache_is_reported(server, monkeypatch, tmp_path):
     publish(server, monkeypatch, "vgg16", CONTENT)
     (tmp_path / "file").write_bytes(b"")
