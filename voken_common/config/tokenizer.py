@@ -45,6 +45,9 @@ class ModelConfig(Section):
     image_channels: PositiveInt = 3
     attention_resolutions: tuple[PositiveInt, ...] = ()
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    norm_groups: PositiveInt = 32
+    """Groups of every group norm, adaptive ones too; 32 in every published model. As many groups as channels at a
+    level erase each channel's mean over the image, and with it absolute colour: narrow networks want fewer."""
 
     @property
     def downsampling(self) -> int:
@@ -59,10 +62,11 @@ class ModelConfig(Section):
                 f"that {len(self.channel_multipliers)} channel_multipliers give"
             )
         for multiplier in self.channel_multipliers:
-            if self.channels * multiplier % 32:
+            if self.channels * multiplier % self.norm_groups:
                 raise ValueError(
-                    f"channels * multiplier = {self.channels} * {multiplier} is not divisible by the 32 groups of "
-                    "group norm; choose channels as a multiple of 32"
+                    f"channels * multiplier = {self.channels} * {multiplier} is not divisible by the "
+                    f"{self.norm_groups} groups of group norm (norm_groups); choose channels as a multiple of "
+                    f"{self.norm_groups}, or another norm_groups"
                 )
         levels = [self.resolution // 2**i for i in range(len(self.channel_multipliers))]
         missing = [r for r in self.attention_resolutions if r not in levels]

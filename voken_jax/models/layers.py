@@ -21,11 +21,16 @@ Padding = str | Sequence[tuple[int, int]]
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """Number formats of a network, and whether blocks are recomputed in the backward pass."""
+    """Number formats of a network, groups of its group norms, and whether the backward pass recomputes blocks."""
 
     param_dtype: DTypeLike = jnp.float32
     compute_dtype: DTypeLike = jnp.float32
     remat: bool = False
+    norm_groups: int = 32
+
+    def with_groups(self, norm_groups: int) -> Policy:
+        """The same with other group norms."""
+        return dataclasses.replace(self, norm_groups=norm_groups)
 
 
 def at_least_float32(x: Array) -> Array:
@@ -102,12 +107,12 @@ def group_normalize(x: Float[Array, "B *S C"], groups: int, epsilon: float) -> F
 
 
 class GroupNorm(nnx.Module):
-    """Group norm with scale and bias over (B, *S, C); 32 groups, epsilon 1e-6 unless said otherwise."""
+    """Group norm with scale and bias over (B, *S, C); `policy.norm_groups` groups, epsilon 1e-6 by default."""
 
-    def __init__(self, channels: int, *, policy: Policy, groups: int = 32, epsilon: float = 1e-6):
+    def __init__(self, channels: int, *, policy: Policy, epsilon: float = 1e-6):
         self.scale = nnx.Param(jnp.ones((channels,), policy.param_dtype))
         self.bias = nnx.Param(jnp.zeros((channels,), policy.param_dtype))
-        self.groups, self.epsilon, self.dtype = groups, epsilon, policy.compute_dtype
+        self.groups, self.epsilon, self.dtype = policy.norm_groups, epsilon, policy.compute_dtype
 
     def __call__(self, x: Float[Array, "B *S C"]) -> Float[Array, "B *S C"]:
         """Same shape, in the compute dtype."""

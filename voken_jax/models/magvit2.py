@@ -49,7 +49,7 @@ class AdaptiveGroupNorm(nnx.Module):
     def __init__(self, style_channels: int, channels: int, *, policy: Policy, rngs: nnx.Rngs):
         self.gamma = linear(style_channels, channels, policy=policy, rngs=rngs)
         self.beta = linear(style_channels, channels, policy=policy, rngs=rngs)
-        self.dtype = policy.compute_dtype
+        self.groups, self.dtype = policy.norm_groups, policy.compute_dtype
 
     def __call__(self, x: Float[Array, "B H W C"], style: Float[Array, "B h w Z"]) -> Float[Array, "B H W C"]:
         """Statistics over every position of the style; its variance is the unbiased one."""
@@ -60,7 +60,7 @@ class AdaptiveGroupNorm(nnx.Module):
         ones = (1,) * (x.ndim - 2)
         scale = self.gamma(jnp.sqrt(spread + 1e-6)).reshape(batch, *ones, -1)
         bias = self.beta(mean).reshape(batch, *ones, -1)
-        return (scale * group_normalize(x, 32, 1e-6) + bias).astype(self.dtype)
+        return (scale * group_normalize(x, self.groups, 1e-6) + bias).astype(self.dtype)
 
 
 def _blocks(count: int, in_channels: int, out_channels: int, policy: Policy, rngs: nnx.Rngs) -> nnx.List:
@@ -81,6 +81,7 @@ class Encoder(nnx.Module):
     """Images to latents, one per `config.downsampling` pixels along each side."""
 
     def __init__(self, config: ModelConfig, *, policy: Policy, rngs: nnx.Rngs):
+        policy = policy.with_groups(config.norm_groups)
         width, count = config.channels, config.residual_blocks
         self.conv_in = conv(config.image_channels, width, 3, bias=False, policy=policy, rngs=rngs)
         levels, last = [], len(config.channel_multipliers) - 1
@@ -132,6 +133,7 @@ class Decoder(nnx.Module):
     """Codes to images. List index i of `up` and `adaptive` is the level, 0 at full resolution."""
 
     def __init__(self, config: ModelConfig, *, policy: Policy, rngs: nnx.Rngs):
+        policy = policy.with_groups(config.norm_groups)
         count = config.residual_blocks
         widths = [config.channels * m for m in config.channel_multipliers]
         self.conv_in = conv(config.z_channels, widths[-1], 3, policy=policy, rngs=rngs)

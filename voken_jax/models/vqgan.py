@@ -148,6 +148,7 @@ class Encoder(nnx.Module):
     """Images to latents, one per `config.downsampling` pixels along each side."""
 
     def __init__(self, config: ModelConfig, *, policy: Policy, rngs: nnx.Rngs):
+        policy = policy.with_groups(config.norm_groups)
         width, rate = config.channels, config.dropout
         self.conv_in = conv(config.image_channels, width, 3, policy=policy, rngs=rngs)
         levels, last = [], len(config.channel_multipliers) - 1
@@ -176,6 +177,7 @@ class Decoder(nnx.Module):
     """Latents to images, with one residual block more per level than the encoder."""
 
     def __init__(self, config: ModelConfig, *, policy: Policy, rngs: nnx.Rngs):
+        policy = policy.with_groups(config.norm_groups)
         rate = config.dropout
         widths = [config.channels * m for m in config.channel_multipliers]
         self.conv_in = conv(config.z_channels, widths[-1], 3, policy=policy, rngs=rngs)

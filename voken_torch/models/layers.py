@@ -37,10 +37,16 @@ class Policy:
     Attributes:
         remat: recompute blocks in the backward pass instead of keeping their activations.
         attention: the plain computation, or a device's fused one.
+        norm_groups: groups of every group norm.
     """
 
     remat: bool = False
     attention: Attention = plain_attention
+    norm_groups: int = 32
+
+    def with_groups(self, norm_groups: int) -> Policy:
+        """The same with other group norms."""
+        return dataclasses.replace(self, norm_groups=norm_groups)
 
 
 def conv(

@@ -19,10 +19,10 @@ from voken_torch.models.layers import GroupNorm, Policy, checkpointed, conv, dep
 class ResidualBlock(nn.Module):
     """norm, swish, 3x3, norm, swish, 3x3, plus a 1x1 shortcut where the width changes; no biases."""
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, policy: Policy):
         super().__init__()
-        self.norm1 = GroupNorm(in_channels)
-        self.norm2 = GroupNorm(out_channels)
+        self.norm1 = GroupNorm(in_channels, groups=policy.norm_groups)
+        self.norm2 = GroupNorm(out_channels, groups=policy.norm_groups)
         self.conv1 = conv(in_channels, out_channels, 3, bias=False)
         self.conv2 = conv(out_channels, out_channels, 3, bias=False)
         if in_channels != out_channels:
@@ -39,8 +39,9 @@ class ResidualBlock(nn.Module):
 class AdaptiveGroupNorm(nn.Module):
     """Group norm whose scale and bias come from the style's per-channel spread and mean."""
 
-    def __init__(self, style_channels: int, channels: int):
+    def __init__(self, style_channels: int, channels: int, policy: Policy):
         super().__init__()
+        self.groups = policy.norm_groups
         self.gamma = nn.Linear(style_channels, channels)
         self.beta = nn.Linear(style_channels, channels)
 
@@ -52,7 +53,7 @@ class AdaptiveGroupNorm(nn.Module):
         spread = (positions - mean[:, :, None]).square().sum(dim=2) / count
         scale = self.gamma(torch.sqrt(spread + 1e-6))[:, :, None, None]
         bias = self.beta(mean)[:, :, None, None]
-        normal = F.group_norm(at_least_float32(x), 32, eps=1e-6)
+        normal = F.group_norm(at_least_float32(x), self.groups, eps=1e-6)
         return (scale * normal + bias).to(x.dtype)
 
 
@@ -61,7 +62,7 @@ class Blocks(nn.ModuleList):
 
     def __init__(self, count: int, in_channels: int, out_channels: int, policy: Policy):
         widths = [in_channels] + [out_channels] * count
-        super().__init__(ResidualBlock(widths[i], out_channels) for i in range(count))
+        super().__init__(ResidualBlock(widths[i], out_channels, policy) for i in range(count))
         self.remat = policy.remat
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
@@ -91,6 +92,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ModelConfig, policy: Policy):
         super().__init__()
+        policy = policy.with_groups(config.norm_groups)
         width, count = config.channels, config.residual_blocks
         self.conv_in = conv(config.image_channels, width, 3, bias=False)
         self.down = nn.ModuleList()
@@ -100,7 +102,7 @@ class Encoder(nn.Module):
             self.down.append(DownLevel(count, width, out, i == last, policy))
             width = out
         self.mid_block = Blocks(count, width, width, policy)
-        self.norm_out = GroupNorm(width)
+        self.norm_out = GroupNorm(width, groups=policy.norm_groups)
         self.conv_out = conv(width, config.z_channels, 1)
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B Z h w"]:
@@ -143,14 +145,15 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig, policy: Policy):
         super().__init__()
+        policy = policy.with_groups(config.norm_groups)
         count = config.residual_blocks
         widths = [config.channels * m for m in config.channel_multipliers]
         entering = [*widths[1:], widths[-1]]
         self.conv_in = conv(config.z_channels, widths[-1], 3)
         self.mid_block = Blocks(count, widths[-1], widths[-1], policy)
         self.up = nn.ModuleList([UpLevel(count, entering[i], widths[i], i == 0, policy) for i in range(len(widths))])
-        self.adaptive = nn.ModuleList([AdaptiveGroupNorm(config.z_channels, width) for width in entering])
-        self.norm_out = GroupNorm(widths[0])
+        self.adaptive = nn.ModuleList([AdaptiveGroupNorm(config.z_channels, width, policy) for width in entering])
+        self.norm_out = GroupNorm(widths[0], groups=policy.norm_groups)
         self.conv_out = conv(widths[0], config.image_channels, 3)
 
     def features(self, z: Float[Tensor, "B Z h w"]) -> Float[Tensor, "B C H W"]:

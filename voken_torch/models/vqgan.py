@@ -17,11 +17,11 @@ from voken_torch.models.layers import GroupNorm, Policy, checkpointed, conv, ups
 class ResidualBlock(nn.Module):
     """norm, swish, 3x3, norm, swish, dropout, 3x3, plus a 1x1 shortcut where the width changes."""
 
-    def __init__(self, in_channels: int, out_channels: int, rate: float):
+    def __init__(self, in_channels: int, out_channels: int, rate: float, policy: Policy):
         super().__init__()
-        self.norm1 = GroupNorm(in_channels)
+        self.norm1 = GroupNorm(in_channels, groups=policy.norm_groups)
         self.conv1 = conv(in_channels, out_channels, 3)
-        self.norm2 = GroupNorm(out_channels)
+        self.norm2 = GroupNorm(out_channels, groups=policy.norm_groups)
         self.dropout = nn.Dropout(rate)
         self.conv2 = conv(out_channels, out_channels, 3)
         if in_channels != out_channels:
@@ -40,7 +40,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int, policy: Policy):
         super().__init__()
-        self.norm = GroupNorm(channels)
+        self.norm = GroupNorm(channels, groups=policy.norm_groups)
         self.q = conv(channels, channels, 1)
         self.k = conv(channels, channels, 1)
         self.v = conv(channels, channels, 1)
@@ -84,9 +84,9 @@ class Middle(nn.Module):
 
     def __init__(self, channels: int, rate: float, policy: Policy):
         super().__init__()
-        self.block_1 = ResidualBlock(channels, channels, rate)
+        self.block_1 = ResidualBlock(channels, channels, rate, policy)
         self.attn_1 = AttentionBlock(channels, policy)
-        self.block_2 = ResidualBlock(channels, channels, rate)
+        self.block_2 = ResidualBlock(channels, channels, rate, policy)
         self.remat = policy.remat
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
@@ -104,7 +104,7 @@ class Level(nn.Module):
     ):
         super().__init__()
         widths = [in_channels] + [out_channels] * count
-        self.block = nn.ModuleList([ResidualBlock(widths[i], out_channels, rate) for i in range(count)])
+        self.block = nn.ModuleList([ResidualBlock(widths[i], out_channels, rate, policy) for i in range(count)])
         self.attn = nn.ModuleList([AttentionBlock(out_channels, policy) for _ in range(count if attention else 0)])
         self.remat = policy.remat
 
@@ -125,6 +125,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ModelConfig, policy: Policy):
         super().__init__()
+        policy = policy.with_groups(config.norm_groups)
         width, rate = config.channels, config.dropout
         self.conv_in = conv(config.image_channels, width, 3)
         self.down = nn.ModuleList()
@@ -137,7 +138,7 @@ class Encoder(nn.Module):
             self.down.append(level)
             width = out
         self.mid = Middle(width, rate, policy)
-        self.norm_out = GroupNorm(width)
+        self.norm_out = GroupNorm(width, groups=policy.norm_groups)
         self.conv_out = conv(width, config.z_channels, 3)
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B Z h w"]:
@@ -153,6 +154,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig, policy: Policy):
         super().__init__()
+        policy = policy.with_groups(config.norm_groups)
         rate = config.dropout
         widths = [config.channels * m for m in config.channel_multipliers]
         entering = [*widths[1:], widths[-1]]
@@ -165,7 +167,7 @@ class Decoder(nn.Module):
             if i > 0:
                 level.upsample = Upsample(width)
             self.up.append(level)
-        self.norm_out = GroupNorm(widths[0])
+        self.norm_out = GroupNorm(widths[0], groups=policy.norm_groups)
         self.conv_out = conv(widths[0], config.image_channels, 3)
 
     def features(self, z: Float[Tensor, "B Z h w"]) -> Float[Tensor, "B C H W"]:
