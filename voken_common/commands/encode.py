@@ -17,6 +17,7 @@ from voken_common.config.loading import ConfigError, merge, read_mapping, valida
 from voken_common.config.tokenizer import Config
 from voken_common.data.tokens.decode import decode_dataset
 from voken_common.data.tokens.encode import Encoding, EncodingTokenizer, encode_dataset
+from voken_common.data.tokens.folder import overwrite
 from voken_common.data.tokens.shards import TokenShardSource
 
 Load = Callable[[str, Step, Weights | None, bool], EncodingTokenizer]
@@ -30,6 +31,9 @@ def build_parser(program: str, description: str | None, process: tuple[int, int]
     )
     parser.add_argument("--checkpoint", help="of the tokenizer: a work directory, one step of it, or a .safetensors")
     parser.add_argument("--output", required=True, help="folder to write to")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="remove the token shards that are in the folder, saying which, first"
+    )
     parser.add_argument("--step", default="latest", help="of a work directory: latest, best or a number")
     parser.add_argument("--weights", choices=("ema", "raw"), help="default: the averages, if the checkpoint has them")
     add_no_verify(parser)
@@ -121,6 +125,9 @@ def _encode(options: argparse.Namespace, load: Load) -> None:
         process_count=options.process_count,
         reference=options.checkpoint,
     )
+    if options.overwrite and (removed := overwrite(options.output)):
+        shown = ", ".join(removed[:6]) + (f" and {len(removed) - 6} more" if len(removed) > 6 else "")
+        print(f"--overwrite: removed {len(removed)} files from {options.output}: {shown}")
     info = encode_dataset(tokenizer, data, options.output, encoding)
     if info is None:
         print(f"{options.output}: the shards of this process are finished, those of others are not")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from voken_common.config.generator import GeneratorConfig
@@ -11,6 +12,7 @@ from voken_common.config.tokenizer import Config
 from voken_common.data.errors import DataError
 from voken_common.data.pipeline import TrainIterator, ValidationBatches, build_train_iterator, build_validation_batches
 from voken_common.data.sources.build import build_source
+from voken_common.data.tokens.folder import read_info
 from voken_common.data.tokens.pipeline import TokenBatches, TokenIterator, build_token_batches, build_token_iterator
 from voken_common.data.tokens.shards import TokenShardSource
 from voken_common.errors import CheckpointError
@@ -63,21 +65,40 @@ def open_held_out(config: GeneratorConfig, process_index: int, process_count: in
         "process_count": process_count,
     }
     if config.data.images is not None:
+        # Its labels are numbered as those of the training images.
         images = build_validation_batches(config.data.images, max_images=validation.max_samples, **placement)
         return HeldOut(images, images.num_images)
-    source = None if config.data.validation is None else open_shards(config, config.data.validation)
+    source = None
+    if config.data.validation is not None:
+        assert config.data.train is not None, "the schema asks for shards or images"
+        source = open_shards(config, config.data.validation, beside=config.data.train)
     tokens = build_token_batches(config.data, max_samples=validation.max_samples, source=source, **placement)
     return HeldOut(tokens, tokens.num_samples)
 
 
-def open_shards(config: GeneratorConfig, path: str) -> TokenShardSource:
+def open_shards(config: GeneratorConfig, path: str, *, beside: str | None = None) -> TokenShardSource:
     """Token shards that fit the model.
 
+    Args:
+        config: the run.
+        path: folder of the shards.
+        beside: folder of the training shards, whose tokenizer and numbers of the classes these are to share.
+
     Raises:
-        DataError: they are not there, or of another grid, other vocabularies or more classes.
+        DataError: they are not there, or of another grid, other vocabularies or more classes; or of another tokenizer
+            or other classes than those beside them.
     """
     source = TokenShardSource(path, config.data.retry_seconds)
-    source.info.require_fits(config.model, path)
+    if beside is not None:
+        training = read_info(Path(beside).expanduser())
+        if training.tokenizer.fingerprint != source.info.tokenizer.fingerprint:
+            raise DataError(
+                f"{path} holds tokens of tokenizer {source.info.tokenizer.fingerprint[:12]} "
+                f"({source.info.tokenizer.name}), {beside} those of {training.tokenizer.fingerprint[:12]} "
+                f"({training.tokenizer.name}): the same number means other codes in each. Encode both with one"
+            )
+        source.adopt_classes(training.class_names, beside)
+    source.info.require_fits(config.model, path, source.label_count)
     return source
 
 

@@ -19,7 +19,7 @@ from voken_common.data.bad_images import BadImageLog
 from voken_common.data.errors import DataError
 from voken_common.data.loaders import training_samples, validation_rows
 from voken_common.data.order import Placement, PositionedBatches, check_process, grain, in_a_thread
-from voken_common.data.sources.build import ImageSource, build_source
+from voken_common.data.sources.build import ImageSource, build_source, classes_of
 
 
 def _collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -195,6 +195,7 @@ def build_validation_batches(
     process_count: int = 1,
     max_images: int | None = None,
     source: ImageSource | None = None,
+    labelled: bool = True,
 ) -> ValidationBatches:
     """The validation images in fixed batches, without any randomness.
 
@@ -204,7 +205,8 @@ def build_validation_batches(
       process_index: which process this is.
       process_count: number of processes; all of them get equally many batches.
       max_images: use this many images, spread over the source; None: all.
-      source: an opened `config.validation`, or another source to evaluate on.
+      source: an opened `config.validation`, or another source to evaluate on; its labels are given as they are.
+      labelled: the labels of `config.validation` matter, and are to mean the same classes as those of `config.train`.
 
     Returns:
       An object to iterate over as often as needed, with `len` and `num_images`. It gives dicts: image float32
@@ -213,13 +215,15 @@ def build_validation_batches(
       divided by the sum of `mask`.
 
     Raises:
-      DataError: there is no validation source, or it cannot be opened.
+      DataError: there is no validation source, or it cannot be opened; or it has classes that `config.train` has not.
     """
     check_process(process_index, process_count)
     if source is None:
         if config.validation is None:
             raise DataError("data.validation is not set: name a source there, like data.train, to validate on")
         source = build_source(config.validation)
+        if labelled:
+            source.adopt_classes(classes_of(config.train), "data.train")
     return ValidationBatches(
         source,
         config,

@@ -105,6 +105,7 @@ class TokenizerTask(Task):
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             max_images=self.config.validation.max_images,
+            labelled=False,
         )
         result = self.validator(state.generator_ema, batches)
         report(log, number, result, batches.num_images)

@@ -99,6 +99,7 @@ class TokenizerTask(Task):
             process_index=process_index(),
             process_count=process_count(),
             max_images=self.config.validation.max_images,
+            labelled=False,
         )
         result = self.validator(batches)
         report(log, number, result, batches.num_images)

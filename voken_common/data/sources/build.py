@@ -9,10 +9,12 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 
 from voken_common.config.data import (
     ImageFolderConfig,
@@ -24,6 +26,7 @@ from voken_common.config.data import (
     TFDSConfig,
     VideoFolderConfig,
 )
+from voken_common.data.labels import numbers_in, warn_unnamed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,13 @@ class Share:
 
 
 class ImageSource(abc.ABC):
-    """Images with labels, addressed by an index from 0 to len - 1."""
+    """Images with labels, addressed by an index from 0 to len - 1.
+
+    Attributes:
+      classes: names of the classes by number; empty where they have none.
+    """
+
+    classes: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -77,6 +86,32 @@ class ImageSource(abc.ABC):
     def order_fingerprint(self) -> int | None:
         """A number that changes with whatever else than the length decides which sample an index is."""
         return None
+
+    def adopt_classes(self, names: tuple[str, ...], reference: str) -> None:
+        """Number the classes as another source does, by their names; without names on both sides nothing changes.
+
+        Args:
+          names: of the other source's classes, by number.
+          reference: what messages call it.
+
+        Raises:
+          DataError: there are samples of a class that the other source has not.
+        """
+        where = self.describe()
+        if bool(self.classes) != bool(names):
+            warn_unnamed(where, reference)
+        if not self.classes or not names or self.classes == names:
+            return
+        self._renumber(numbers_in(names, self.classes, self._used(), where=where, reference_where=reference))
+        self.classes = names
+
+    def _used(self) -> Iterable[int]:
+        """Numbers of the classes of which there is a sample; all of them where finding out would mean reading them."""
+        return range(len(self.classes))
+
+    def _renumber(self, numbers: Int32[np.ndarray, " k"]) -> None:
+        """Give class i the number `numbers[i]` from now on."""
+        raise NotImplementedError(type(self).__name__)
 
     def evaluation_index(self, rank: int) -> int:
         """Sample at place `rank` of the evaluation order, a permutation of which every beginning is representative.
@@ -135,3 +170,21 @@ def build_source(config: SourceConfig) -> ImageSource:
 
             return VideoFolder(config)
     raise AssertionError(config)
+
+
+def classes_of(config: SourceConfig) -> tuple[str, ...]:
+    """Names of the classes of a source by number, found as cheaply as its kind allows; empty where they have none.
+
+    Raises:
+      DataError: the source cannot be opened.
+    """
+    match config:
+        case ImageFolderConfig() | VideoFolderConfig():
+            from voken_common.data.sources.folder import IMAGES, folder_classes
+            from voken_common.data.sources.video import VideoFolder
+
+            medium = IMAGES if isinstance(config, ImageFolderConfig) else VideoFolder.medium
+            return folder_classes(Path(config.path).expanduser(), medium)
+        case ImageNetTarConfig() | TFDSConfig():
+            return build_source(config).classes
+    return ()

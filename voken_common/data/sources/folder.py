@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Int32
 
 from voken_common.data.errors import DataError
+from voken_common.data.labels import class_names
 from voken_common.data.sources.build import ImageSource
-from voken_common.data.sources.listing import Medium, found_instead, has_tars, list_folder, nearest, some
+from voken_common.data.sources.listing import Medium, found_instead, has_tars, list_folder, nearest, some, top_names
 from voken_common.data.storage.array_file import StringTable
 from voken_common.data.storage.files import is_url
 
@@ -55,6 +56,13 @@ class FileSource(ImageSource):
         """The root."""
         return str(self.root)
 
+    def _used(self) -> list[int]:
+        found: list[int] = np.unique(self._labels).tolist()
+        return found
+
+    def _renumber(self, numbers: Int32[np.ndarray, " k"]) -> None:
+        self._labels = numbers[self._labels]
+
     def order_fingerprint(self) -> int:
         """Of the names below the root, in their order: the same files may lie elsewhere."""
         return self._paths.checksum()
@@ -96,7 +104,7 @@ class MediaFolder(FileSource):
                 f"no {medium.noun}s in {root}: {found_instead(found)}; looked for {', '.join(medium.suffixes)} there "
                 f"and in its folders. {tars}{expected}"
             )
-        self.classes: tuple[str, ...] = tuple(found.classes) if nested else ()
+        self.classes = class_names(found.classes) if nested else ()
         if nested:
             labels = np.repeat(np.arange(len(found.classes), dtype=np.int32), [len(p) for p in found.per_class])
             folders = zip(found.classes, found.per_class, strict=True)
@@ -108,6 +116,16 @@ class MediaFolder(FileSource):
         """One line for the log."""
         layout = f"{len(self.classes)} classes" if self.classes else "flat"
         return f"{self.medium.noun} folder {self.root}: {len(self)} {self.medium.noun}s, {layout}"
+
+
+def folder_classes(root: Path, medium: Medium) -> tuple[str, ...]:
+    """Names of the classes that a folder has, without listing what is in them; empty for a flat one.
+
+    Raises:
+      DataError: there is no such folder, or it cannot be listed.
+    """
+    folders, files = top_names(root, medium)
+    return () if any(medium.matches(name) for name in files) else class_names(folders)
 
 
 class ImageFolder(MediaFolder):

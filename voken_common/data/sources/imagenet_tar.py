@@ -11,9 +11,11 @@ import os
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int32
 
 from voken_common.config.data import ImageNetTarConfig
 from voken_common.data.errors import DataError
+from voken_common.data.labels import class_names
 from voken_common.data.sources.build import ImageSource
 from voken_common.data.sources.folder import IMAGES
 from voken_common.data.storage import files as storage
@@ -49,13 +51,14 @@ class ImageNetTar(ImageSource):
         except OSError as error:
             raise DataError(f"no ImageNet archive at {self.path}: {error.strerror or error}") from error
         arrays, about = _kept(index, self.path, fingerprint) or _indexed(index, self.path, fingerprint)
-        self.classes: tuple[str, ...] = tuple(about["classes"])
+        self.classes, self._folders = class_names(about["classes"]), [f"{name}.tar/" for name in about["classes"]]
         names = StringTable.of_arrays(arrays["name_bytes"], arrays["name_ends"])
         excluded = frozenset(config.exclude)
         kept = [i for i in range(len(names)) if os.path.basename(names[i]) not in excluded]
         self._names = StringTable(names[i] for i in kept)
         self._start, self._size = arrays["start"][kept], arrays["size"][kept]
         self._header_crc, self._labels = arrays["header_crc"][kept], arrays["label"][kept]
+        self._stored = self._labels
         if not kept:
             raise DataError(f"{self.path}: all its images are excluded")
 
@@ -74,8 +77,15 @@ class ImageNetTar(ImageSource):
 
     def key(self, index: int) -> str:
         """The archive, the class and the file."""
-        folder = f"{self.classes[self._labels[index]]}.tar/" if self.classes else ""
+        folder = self._folders[self._stored[index]] if self._folders else ""
         return f"{self.path}:{folder}{self._names[index]}"
+
+    def _used(self) -> list[int]:
+        found: list[int] = np.unique(self._labels).tolist()
+        return found
+
+    def _renumber(self, numbers: Int32[np.ndarray, " k"]) -> None:
+        self._labels = numbers[self._labels]
 
     def folder(self, index: int) -> str | None:
         """That of the archive."""
@@ -84,8 +94,8 @@ class ImageNetTar(ImageSource):
     def order_fingerprint(self) -> int:
         """That of a folder to which the archive would be unpacked: one may take the place of the other."""
         if self._fingerprint is None:
-            folders = [f"{name}/" for name in self.classes] or [""]
-            pairs = zip(self._labels, self._names, strict=True)
+            folders = [f"{name.removesuffix('.tar/')}/" for name in self._folders] or [""]
+            pairs = zip(self._stored, self._names, strict=True)
             self._fingerprint = StringTable(f"{folders[label]}{name}" for label, name in pairs).checksum()
         return self._fingerprint
 

@@ -72,7 +72,7 @@ def list_folder(root: Path, medium: Medium, cache: str | None = None) -> Listing
         return kept
     times: dict[str, int] = {}
     started = time.time_ns()
-    classes, files = _top(root, medium, times)
+    classes, files = top_names(root, medium, times)
     per_class = [_below(root, name, medium, times) for name in classes]
     top = [name for name in files if medium.matches(name)]
     found = Listing(classes, top, [name for name in files if not medium.matches(name)], per_class)
@@ -81,13 +81,18 @@ def list_folder(root: Path, medium: Medium, cache: str | None = None) -> Listing
     return found
 
 
-def _top(root: Path, medium: Medium, times: dict[str, int]) -> tuple[list[str], list[str]]:
-    """Sorted names of the folders and of the files in the root."""
+def top_names(root: Path, medium: Medium, times: dict[str, int] | None = None) -> tuple[list[str], list[str]]:
+    """Sorted names of the folders and of the files that lie directly in a folder; its time is added to `times`.
+
+    Raises:
+      DataError: there is no such folder, or it cannot be listed.
+    """
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else nearest(root)
         raise DataError(f"no {medium.noun} folder at {root}: {what}. Expected\n{medium.expected.format(root=root)}")
     try:
-        times["."] = root.stat().st_mtime_ns
+        if times is not None:
+            times["."] = root.stat().st_mtime_ns
         with os.scandir(root) as entries:
             named = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
     except OSError as error:

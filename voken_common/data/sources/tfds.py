@@ -8,8 +8,12 @@ import os
 import zlib
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int32
+
 from voken_common.config.data import TFDSConfig
 from voken_common.data.errors import DataError, ImageDecodeError
+from voken_common.data.labels import class_names
 from voken_common.data.sources.build import ImageSource
 from voken_common.data.storage.array_records import system_error
 from voken_common.data.storage.files import is_url
@@ -48,6 +52,11 @@ class TFDSSource(ImageSource):
                 f"TFDS data set {config.name} is not prepared: found nothing at {builder.data_path}.\n{advice}"
             )
         self._check_features(builder.info.features)
+        label = None if config.label_key is None else builder.info.features[config.label_key]
+        names = list(getattr(label, "names", None) or ())
+        # A set that gives only the number of its classes calls them by their numbers.
+        self.classes = () if names == [str(number) for number in range(len(names))] else class_names(names)
+        self._numbers: Int32[np.ndarray, " k"] | None = None
         try:
             self._records: Any = builder.as_data_source(
                 split=config.split, decoders={config.image_key: tfds.decode.SkipDecoding()}
@@ -97,7 +106,13 @@ class TFDSSource(ImageSource):
             self._records = _reopened(records)
             raise failed from error
         label_key = self._config.label_key
-        return record[self._config.image_key], 0 if label_key is None else int(record[label_key])
+        label = 0 if label_key is None else int(record[label_key])
+        return record[self._config.image_key], int(
+            self._numbers[label]
+        ) if self._numbers is not None and label >= 0 else label
+
+    def _renumber(self, numbers: Int32[np.ndarray, " k"]) -> None:
+        self._numbers = numbers if self._numbers is None else numbers[self._numbers]
 
     def order_fingerprint(self) -> int:
         """Of what the data set says about itself: no record is read."""

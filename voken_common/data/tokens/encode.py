@@ -27,7 +27,7 @@ from voken_common.data.images import SampleLoader
 from voken_common.data.sources.build import ImageSource, build_source
 from voken_common.data.sources.folder import FileSource
 from voken_common.data.tokens import folder as token_folder
-from voken_common.data.tokens.format import Record, TokenInfo, TokenizerInfo, split_ids
+from voken_common.data.tokens.format import Record, TokenInfo, TokenizerInfo, as_text, split_ids
 from voken_common.data.tokens.shards import TokenShardWriter
 
 _WAYS = ("image_size", "resize", "flip", "exif_rotate", "reduced_jpeg_decode")
@@ -143,11 +143,12 @@ def describe(tokenizer: EncodingTokenizer, data: DataConfig, source: ImageSource
         vocabularies=vocabularies(config, encoding.sub_tokens),
         tokenizer=TokenizerInfo(
             name=config.name,
-            reference=encoding.reference,
+            reference=as_text(encoding.reference),
             fingerprint=tokenizer.fingerprint(),
-            config=config.model_dump(mode="json"),
+            config=as_text(config.model_dump(mode="json")),
         ),
-        source=data.train.model_dump(mode="json") | ways,
+        source=as_text(data.train.model_dump(mode="json") | ways),
+        class_names=source.classes,
         samples=len(source) * encoding.crops,
         samples_per_shard=encoding.samples_per_shard,
     )

@@ -10,13 +10,17 @@ What lies in a shard follows from its number alone, so neither interruptions nor
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from voken_common.atomic_write import replacing
+from voken_common.config.differences import differences
 from voken_common.data.errors import DataError
 from voken_common.data.tokens.format import ShardInfo, TokenInfo
+
+logger = logging.getLogger("voken.data")
 
 INFO_FILE = "tokens.json"
 
@@ -45,13 +49,36 @@ def start(folder: str | Path, info: TokenInfo) -> None:
         write_json(folder / INFO_FILE, info)
         return
     before, now = read_info(folder).identity(), info.identity()
-    differing = [f"  {key}: found {before.get(key)}, this run has {now[key]}" for key in now if before[key] != now[key]]
-    if differing:
-        raise DataError(
-            "\n".join(
-                [f"{folder} holds tokens of another run; choose another folder or repeat its command:", *differing]
-            )
+    if "class_names" not in before:
+        now.pop("class_names", None)
+    differing = differences(before, now)
+    if not differing:
+        return
+    if not any(folder.glob("shard-*")):
+        # A command that failed before its first shard has left nothing that could be mixed with this one's.
+        logger.info("%s held no shard yet: begun anew (%s)", folder, "; ".join(differing))
+        write_json(folder / INFO_FILE, info)
+        return
+    raise DataError(
+        "\n".join(
+            [
+                f"{folder} holds tokens of another run; choose another folder, repeat its command, or remove them with "
+                "--overwrite:",
+                *(f"  {line}" for line in differing),
+            ]
         )
+    )
+
+
+def overwrite(folder: str | Path) -> list[str]:
+    """Remove the data set that a folder holds, and nothing else in it; returns the names of what was removed."""
+    folder = Path(folder)
+    found = sorted(folder.glob("shard-*.json")) + sorted(folder.glob("shard-*.array_record*"))
+    # The information goes first: without it nobody takes what is left for a data set.
+    files = [path for path in (folder / INFO_FILE, *found) if path.is_file()]
+    for path in files:
+        path.unlink()
+    return [path.name for path in files]
 
 
 def finish(folder: str | Path, info: TokenInfo) -> TokenInfo | None:

@@ -80,6 +80,8 @@ class TokenInfo(_Section):
     complete: bool = False
     records: NonNegativeInt = 0
     """All of them; 0 until complete."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes by label; empty where the source names none, and in folders of earlier versions."""
     classes: NonNegativeInt = 0
     """Labels are below this; 0 until complete."""
     bad: NonNegativeInt = 0
@@ -101,15 +103,20 @@ class TokenInfo(_Section):
         """All that has to be the same for a run to go on in this folder; where the checkpoint lies is not."""
         values = self.model_dump(mode="json", exclude={"complete", "records", "classes", "bad", "sizes"})
         values["tokenizer"] = self.tokenizer.fingerprint
+        if not self.class_names:
+            # Folders of versions that did not keep the names stay the same data sets.
+            del values["class_names"]
         return values
 
-    def require_fits(self, model: TransformerConfig, path: str) -> None:
+    def require_fits(self, model: TransformerConfig, path: str, labels: int | None = None) -> None:
         """Raise DataError unless a generator of this configuration can be trained on these tokens.
 
         Args:
             model: the `model` section of a generator's configuration.
             path: of the folder, for the message.
+            labels: the labels are below this, where they are numbered anew; None: as they are in the shards.
         """
+        labels = self.classes if labels is None else labels
         pairs = (
             ("vocabularies", self.vocabularies, model.vocabularies),
             ("grid", self.grid, (model.grid, model.grid)),
@@ -120,10 +127,10 @@ class TokenInfo(_Section):
                     f"{path} holds tokens with {field} {list(found)}, model.{field} expects {list(expected)}: encode "
                     f"with another tokenizer, image size or --sub-tokens, or change model.{field}"
                 )
-        if self.classes > model.classes:
+        if labels > model.classes:
             raise DataError(
-                f"{path} has labels up to {self.classes - 1}, model.classes {model.classes} expects less: set "
-                f"model.classes to {self.classes} at least"
+                f"{path} has labels up to {labels - 1}, model.classes {model.classes} expects less: set "
+                f"model.classes to {labels} at least"
             )
 
 
@@ -134,6 +141,15 @@ class Record(NamedTuple):
     label: int
     key: str
     crop: int = 0
+
+
+def as_text(value: Any) -> Any:
+    """Plain values that JSON can hold and give back: bytes in names of files that are no UTF-8 are written out."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    if isinstance(value, Mapping):
+        return {key: as_text(below) for key, below in value.items()}
+    return [as_text(below) for below in value] if isinstance(value, list) else value
 
 
 def sub_token_type(vocabulary: int) -> np.dtype[Any]:

@@ -16,9 +16,10 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Int32
 
 from voken_common.data.errors import DataError, ReadError
+from voken_common.data.labels import numbers_in, warn_unnamed
 from voken_common.data.sources.build import spread_evenly
 from voken_common.data.storage.array_records import array_record_module, system_error
 from voken_common.data.storage.files import folder_expected
@@ -33,7 +34,7 @@ from voken_common.data.tokens.folder import (
     start,
     write_json,
 )
-from voken_common.data.tokens.format import Record, ShardInfo, TokenInfo, decode_record, encode_record
+from voken_common.data.tokens.format import Record, ShardInfo, TokenInfo, as_text, decode_record, encode_record
 
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 _READER_OPTIONS = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
@@ -70,7 +71,7 @@ class TokenShardWriter:
 
     def leave_out(self, sample: int, reason: str) -> None:
         """Note a sample that could not be decoded."""
-        self._bad.append((sample, reason))
+        self._bad.append((sample, as_text(reason)))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -120,6 +121,8 @@ class TokenShardSource:
         self._patience = Patience(retry_seconds)
         self.info = read_info(self.path)
         require_complete(self.path, self.info)
+        self.classes = self.info.class_names
+        self._numbers: Int32[np.ndarray, " k"] | None = None
         self._ends = np.cumsum(self.info.sizes)
         for number, records in enumerate(self.info.sizes):
             require_shard(self.path, number, records, self.info)
@@ -130,16 +133,46 @@ class TokenShardSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Tokens int32 (T, S), label, key and number of the crop."""
-        record = self._read(index)
+        record = self._numbered(index)
         return {"tokens": record.tokens, "label": record.label, "key": record.key, "crop": record.crop}
 
     def batch(self, indices: Sequence[int] | Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
         """Tokens int32 (B, T, S) and labels int32 (B,) of several samples."""
-        records = [self._read(int(index)) for index in indices]
+        records = [self._numbered(int(index)) for index in indices]
         return {
             "tokens": np.stack([record.tokens for record in records]),
             "labels": np.array([record.label for record in records], np.int32),
         }
+
+    def adopt_classes(self, names: tuple[str, ...], reference: str) -> None:
+        """Number the classes as other data does, by their names; without names on both sides nothing changes.
+
+        Args:
+            names: of the other data's classes, by number.
+            reference: what messages call it.
+
+        Raises:
+            DataError: classes that the other data has not.
+        """
+        if bool(self.classes) != bool(names) and self.info.classes > 1:
+            warn_unnamed(str(self.path), reference)
+        if not self.classes or not names or self.classes == names:
+            return
+        used = range(min(self.info.classes, len(self.classes)))
+        numbers = numbers_in(names, self.classes, used, where=str(self.path), reference_where=reference)
+        self._numbers = numbers if self._numbers is None else numbers[self._numbers]
+        self.classes = names
+
+    @property
+    def label_count(self) -> int:
+        """Labels, as they are numbered now, are below this."""
+        if self._numbers is None:
+            return self.info.classes
+        return int(self._numbers[: self.info.classes].max(initial=-1)) + 1
+
+    def _numbered(self, index: int) -> Record:
+        record = self._read(index)
+        return record if self._numbers is None else record._replace(label=int(self._numbers[record.label]))
 
     def evaluation_index(self, rank: int) -> int:
         """Sample at place `rank` of an order of which every beginning is representative."""
