@@ -9,7 +9,7 @@ ARGS ?=
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.filled
 BENCHMARKS := $(sort $(wildcard scripts/benchmark_*.py))
-CHECKED := $(wildcard voken_common voken_jax voken_torch scripts tests)
+CHECKED := $(wildcard voken.py voken_common voken_jax voken_torch scripts tests)
 TYPED := $(wildcard voken_common voken_jax voken_torch)
 
 .DEFAULT_GOAL := help

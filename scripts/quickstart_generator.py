@@ -89,10 +89,10 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("jax").setLevel(logging.ERROR)
     from voken_common.config.loading import load_any_config
     from voken_common.data.sources.skimage import PHOTOGRAPHS
-    from voken_common.data.tokens.encode import Encoding
+    from voken_common.data.tokens.encode import Encoding, encode_dataset
     from voken_common.visual import class_wall, save_png
-    from voken_jax.encode import encode_dataset
     from voken_jax.generator.api import Generator
+    from voken_jax.tokenizer.arrays import Arrays
     from voken_jax.training.run import train
 
     try:
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
         pixels = config.model.grid * tokenizer.downsampling
         for region, folder in (("train", config.data.train), ("held_out", config.data.validation)):
             data = crops_of(config, region, pixels)
-            encode_dataset(tokenizer, data, folder, Encoding(batch_size=64, reference=config.tokenizer))
+            encode_dataset(Arrays(tokenizer), data, folder, Encoding(batch_size=64, reference=config.tokenizer))
         workdir = Path(options.workdir or Path("runs") / config.name)
         metrics = train(config, workdir)
     except ValueError as error:

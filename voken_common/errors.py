@@ -26,6 +26,10 @@ class WorkdirError(UserError):
     """A work directory that cannot be used: another run holds it, or it cannot be written to."""
 
 
+class UnavailableError(EscapedError, RuntimeError):
+    """Something that this machine or its network does not give: a device, other processes, a download."""
+
+
 class NonFiniteError(EscapedError, ArithmeticError):
     """A loss or gradient norm stopped being finite; the update was not kept.
 

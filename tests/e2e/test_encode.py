@@ -21,6 +21,7 @@ from voken_common.pixels import from_uint8
 from voken_jax import encode
 from voken_jax.conversion.networks import manifest_of
 from voken_jax.tokenizer.api import Tokenizer
+from voken_jax.tokenizer.arrays import Arrays
 from voken_torch import encode as torch_encode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,12 +121,12 @@ def test_the_tokens_are_the_tokenizers(tokenizer, undisturbed):
 def test_images_are_spread_over_the_devices(tokenizer):
     loaded = Tokenizer.load(tokenizer)
     images = np.random.default_rng(0).uniform(-1, 1, (16, 16, 16, 3)).astype(np.float32)
-    arrays = encode.Arrays(loaded)
+    arrays = Arrays(loaded)
     found = arrays.encode(images)
     assert arrays._spread is not None
     assert len(arrays._spread.weights["decoder.conv_out.kernel"].sharding.device_set) == 8
     assert (found != np.asarray(loaded.encode(images))).mean() < 1e-3
-    assert encode.Arrays(loaded).encode(images[:9]).shape == (9, 8, 8)
+    assert Arrays(loaded).encode(images[:9]).shape == (9, 8, 8)
 
 
 def test_pytorch_writes_the_same_data_set(tokenizer, undisturbed, tmp_path):

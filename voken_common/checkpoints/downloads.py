@@ -22,7 +22,7 @@ from typing import IO
 from tqdm import tqdm
 
 from voken_common.atomic_write import replacing
-from voken_common.errors import EscapedError
+from voken_common.errors import UnavailableError
 
 _CHUNK = 1 << 20
 LARGEST = 4 << 30
@@ -33,7 +33,7 @@ _TIMEOUT_SECONDS = 60
 _NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 
-class WeightsError(EscapedError, RuntimeError):
+class WeightsError(UnavailableError):
     """A weight file is missing and cannot be fetched, or is not the file it should be."""
 
 

@@ -1,1 +1,1 @@
-"""What the commands of both frameworks share: arguments and messages."""
+"""The subcommands of `voken`, a file each: arguments and messages, no computation. `main` has the table of them."""

@@ -1,115 +1,33 @@
-"""The reconstruction command of both frameworks: image files through a tokenizer, and what is written of them."""
+"""Reconstruct images: encode and decode them with a tokenizer.
+
+Writes every reconstruction as PNG, a side-by-side picture, the ids as `ids.npz`, and PSNR per image and on average as
+`psnr.json`. Images may have any size; they are padded to whole tokens and cropped back.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
 
-import numpy as np
-from jaxtyping import Float, Int
-from tqdm import tqdm
-
-from voken_common.atomic_write import replacing
-from voken_common.commands.options import add_no_verify
-from voken_common.data.decode import decode_image
-from voken_common.data.transforms import to_float
-from voken_common.metrics import psnr
-from voken_common.pixels import pad_to_multiple, to_uint8
-from voken_common.visual import save_png, side_by_side
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
-PICTURE_IMAGES = 16
+from voken_common.commands.frameworks import module_of
+from voken_common.commands.options import add_checkpoint, add_device, step_of
 
 
-class ImageTokenizer(Protocol):
-    """What the command needs of a tokenizer: images (B, H, W, 3) in [-1, 1], ids (B, h, w), both NumPy arrays."""
-
-    downsampling: int
-    encode: Callable[[Float[np.ndarray, "B H W 3"]], Int[np.ndarray, "B h w"]]
-    decode: Callable[[Int[np.ndarray, "B h w"]], Float[np.ndarray, "B H W 3"]]
-
-
-def build_parser(program: str, description: str | None) -> argparse.ArgumentParser:
-    """The command line that both frameworks share."""
-    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=description)
-    parser.add_argument("--checkpoint", required=True, help="a work directory, or one step of it")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A checkpoint, images, and a folder for what is made of them."""
+    add_checkpoint(parser)
     parser.add_argument("--input", required=True, help="an image, or a folder of images")
     parser.add_argument("--output", required=True, help="folder to write to")
-    parser.add_argument("--step", default="latest", help="latest, best or a number")
-    parser.add_argument("--weights", choices=("ema", "raw"), help="default: the averages, if the checkpoint has them")
-    add_no_verify(parser)
-    return parser
+    add_device(parser)
 
 
-def step_of(text: str) -> Any:
-    """The value of `--step`.
+def run(options: argparse.Namespace) -> int:
+    """Reconstruct, and print PSNR per image and on average."""
+    from voken_common.evaluation.reconstruction import find_images, print_result, reconstruct
 
-    Raises:
-        ValueError: neither a number nor one of the two words.
-    """
-    if not text.isdecimal() and text not in ("latest", "best"):
-        raise ValueError(f"--step {text}: expected latest, best or a number")
-    return int(text) if text.isdecimal() else text
-
-
-def find_images(path: Path) -> list[Path]:
-    """The image itself, or every image below a folder, sorted.
-
-    Raises:
-        FileNotFoundError: nothing there, or no image in the folder.
-    """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise FileNotFoundError(f"--input {path}: no such file or folder")
-    images = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not images:
-        raise FileNotFoundError(f"--input {path}: no image in it; looked for {', '.join(sorted(SUFFIXES))}")
-    return images
-
-
-def output_names(images: list[Path], root: Path) -> dict[Path, str]:
-    """A file name per image without folders; the path below `root` keeps them apart."""
-    return {p: "__".join(p.relative_to(root).parts) if root in p.parents else p.name for p in images}
-
-
-def reconstruct(tokenizer: ImageTokenizer, paths: list[Path], root: Path, output: Path) -> dict[str, float]:
-    """Encode and decode image files of any size, padded to whole tokens and cropped back.
-
-    Writes every reconstruction as PNG, a side-by-side picture, the ids as `ids.npz`, and PSNR per image and on average
-    as `psnr.json`.
-
-    Returns:
-        PSNR in dB by image.
-    """
-    names = output_names(paths, root)
-    ids: dict[str, Any] = {}
-    values: dict[str, float] = {}
-    shown: list[tuple[np.ndarray, np.ndarray, str]] = []
-    for path in tqdm(paths, unit="image", disable=len(paths) < 2):
-        image = to_float(decode_image(path))[None]
-        padded, region = pad_to_multiple(image, tokenizer.downsampling)
-        found = tokenizer.encode(padded)
-        result = region.crop(tokenizer.decode(found))
-        name = names[path]
-        ids[name], values[name] = found[0], float(psnr(image, result)[0])
-        save_png(output / f"{name}.reconstruction.png", to_uint8(result[0]))
-        if len(shown) < PICTURE_IMAGES:
-            shown.append((image[0], result[0], f"{values[name]:.2f} dB"))
-    originals, results, labels = zip(*shown, strict=True)
-    save_png(output / "side_by_side.png", side_by_side(originals, results, labels))
-    with replacing(output / "ids.npz") as file:
-        np.savez_compressed(file, **ids)
-    with replacing(output / "psnr.json") as file:
-        file.write(json.dumps({"mean": float(np.mean(list(values.values()))), "images": values}, indent=1).encode())
-    return values
-
-
-def print_result(values: dict[str, float], output: str) -> None:
-    """PSNR per image and on average."""
-    for name, value in values.items():
-        print(f"{value:7.2f} dB  {name}")
-    print(f"{np.mean(list(values.values())):7.2f} dB  mean of {len(values)} image(s), written to {output}")
+    root = Path(options.input)
+    paths = find_images(root)
+    options.step = step_of(options.step)
+    tokenizer = module_of(options, "reconstruct").open_tokenizer(options)
+    print_result(reconstruct(tokenizer, paths, root, Path(options.output)), options.output)
+    return 0

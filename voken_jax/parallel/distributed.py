@@ -28,13 +28,12 @@ import numpy as np
 from jax._src import distributed as _runtime
 from jax.experimental import multihost_utils
 
-from voken_common.errors import EscapedError
+from voken_common.errors import UnavailableError
 
 logger = logging.getLogger("voken")
 
 LOST = 4
 """Exit status of a process that ends because another one failed or was lost."""
-LOST_AFTER = 100
 _FAILED, _ALIVE = "voken/failed", "voken/alive"
 _POLL_SECONDS = 1.0
 _AGAIN = "Run the same command on all of them again: it continues at the last checkpoint"
@@ -42,28 +41,8 @@ _SERVICE_WAITS_LONGER = 20
 """Seconds that JAX's own watch is behind ours, whose message names the process."""
 
 
-class DistributedError(EscapedError, RuntimeError):
+class DistributedError(UnavailableError):
     """Processes that cannot be joined; the message says what is missing."""
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of every command that several processes can run."""
-    group = parser.add_argument_group(
-        "several processes",
-        "Slurm and Open MPI are recognised without options; --distributed is for TPU pods and Kubernetes; the rest "
-        "tells by hand, with the same --coordinator and --process-count on all of them, who takes part.",
-    )
-    group.add_argument("--distributed", action="store_true", help="join the processes that the environment describes")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 and a free port there")
-    group.add_argument("--process-count", type=int, metavar="N", help="number of processes")
-    group.add_argument("--process-index", type=int, metavar="I", help="number of this process, from 0")
-    group.add_argument(
-        "--lost-after",
-        type=int,
-        default=LOST_AFTER,
-        metavar="SECONDS",
-        help="a process that is silent for so long is lost, which ends the run; default %(default)s",
-    )
 
 
 def environment() -> str | None:

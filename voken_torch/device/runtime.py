@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from voken_common.errors import EscapedError
+from voken_common.errors import UnavailableError
 from voken_torch.device.kernels import PLAIN, Kernels
 from voken_torch.device.npu_optimizer import with_usual_manners
 
@@ -35,7 +35,7 @@ _NPU_HELP = """Training on Ascend needs three things that fit together:
 If `import torch` itself fails over libhccl.so, CANN is missing: source set_env.sh, or uninstall torch_npu."""
 
 
-class DeviceError(EscapedError, RuntimeError):
+class DeviceError(UnavailableError):
     """A device that cannot be used; the message says what was found, what is missing and how to get it."""
 
 

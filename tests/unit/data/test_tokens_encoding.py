@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from tests.support.tiny import TINY, quantized_by
-from voken_common.commands.encode import build_parser, data_config, run
+from voken_common.commands import main as command
+from voken_common.commands.encode import transfer
 from voken_common.config.data import DataConfig
 from voken_common.config.loading import ConfigError, validate
 from voken_common.data.errors import DataError, TooManyBadImagesError
@@ -20,6 +21,7 @@ from voken_common.data.tokens import encode as tokens_encoding
 from voken_common.data.tokens.decode import decode_dataset, file_name
 from voken_common.data.tokens.encode import Encoding, encode_dataset, vocabularies
 from voken_common.data.tokens.format import join_ids
+from voken_common.data.tokens.requested import data_config
 from voken_common.data.tokens.shards import TokenShardSource
 from voken_common.pixels import from_uint8
 
@@ -273,8 +275,17 @@ def test_pictures_stay_below_their_folder():
     assert str(file_name("../..", 2)) == "sample.crop2.png"
 
 
+PARSER = command.build_parser(command.find("encode"))
+
+
+def run(options, load):
+    """What the command does with these options and a tokenizer of its own."""
+    options.process_index, options.process_count = 0, 1
+    return command.guarded(lambda given: transfer(given, load), options)
+
+
 def options(*arguments):
-    return build_parser("x", None).parse_args(["--output", "x", *arguments])
+    return PARSER.parse_args(["--output", "x", *arguments])
 
 
 def test_where_the_data_comes_from(images, tmp_path):
@@ -304,29 +315,35 @@ def test_where_the_data_comes_from(images, tmp_path):
 
 def test_the_command(images, tmp_path, capsys):
     output = str(tmp_path / "tokens")
-    command = ["--checkpoint", "runs/tiny", "--data", str(images), "--output", output, "--image-size", "8"]
-    assert run(build_parser("x", None).parse_args(command), lambda *_: Corners()) == 0
+    words = ["--checkpoint", "runs/tiny", "--data", str(images), "--output", output, "--image-size", "8"]
+    assert run(PARSER.parse_args(words), lambda *_: Corners()) == 0
     assert "11 samples of 4 x 4 tokens of 256 codes by tiny, 2 classes" in capsys.readouterr().out
     assert TokenShardSource(output).info.tokenizer.reference == "runs/tiny"
     asked = []
     decode = ["--decode", output, "--output", str(tmp_path / "png"), "--max-images", "2"]
-    assert run(build_parser("x", None).parse_args(decode), lambda *a: asked.append(a) or Corners()) == 0
-    assert asked == [("runs/tiny", "latest", None, True)]
+    assert run(PARSER.parse_args(decode), lambda *a: asked.append(a) or Corners()) == 0
+    ((asked_for,),) = asked
+    assert (asked_for.checkpoint, asked_for.step, asked_for.weights, asked_for.checksums) == (
+        "runs/tiny",
+        "latest",
+        None,
+        True,
+    )
     assert len(list((tmp_path / "png").rglob("*.png"))) == 2
     for arguments, message in (
         (["--output", output], "error: --checkpoint is missing"),
-        ([*command, "--sub-tokens", "6"], "error: --sub-tokens 6: expected the bits of the two sub-tokens"),
-        ([*command[:2], "--data", "nowhere/x.txt", *command[4:]], "error: no list file at nowhere/x.txt"),
-        ([*command[:-1], "-8"], "data.image_size = -8 (int): input should be greater than 0"),
+        ([*words, "--sub-tokens", "6"], "error: --sub-tokens 6: expected the bits of the two sub-tokens"),
+        ([*words[:2], "--data", "nowhere/x.txt", *words[4:]], "error: no list file at nowhere/x.txt"),
+        ([*words[:-1], "-8"], "data.image_size = -8 (int): input should be greater than 0"),
         ([*decode, "--batch-size", "0"], "error: --batch-size 0: expected at least 1"),
         ([*decode, "--max-images", "-1"], "error: --max-images -1: expected at least 1"),
-        ([*command, "--step", "last"], "error: --step last: expected latest, best or a number"),
+        ([*words, "--step", "last"], "error: --step last: expected latest, best or a number"),
     ):
-        assert run(build_parser("x", None).parse_args(arguments), lambda *_: Corners()) == 2
+        assert run(PARSER.parse_args(arguments), lambda *_: Corners()) == 2
         assert message in capsys.readouterr().err
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    assert run(build_parser("x", None).parse_args(command), interrupted) == 130
+    assert run(PARSER.parse_args(words), interrupted) == 130
     assert "run the same command to go on" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import logging
 import jax
 import pytest
 
+from voken_common.commands.train import add_distributed
 from voken_jax.parallel import distributed
 from voken_jax.train import main
 from voken_jax.training.stop import AgreedStop
@@ -31,7 +32,7 @@ def initialized(monkeypatch):
 
 def options_of(*arguments):
     parser = argparse.ArgumentParser()
-    distributed.add_options(parser)
+    add_distributed(parser)
     return parser.parse_args(arguments)
 
 

@@ -1,0 +1,150 @@
+"""The one command, `voken`: its subcommands, and how each of them is started and ends.
+
+A subcommand is a row of `SUBCOMMANDS` and a file of its name in this folder with `add_arguments(parser)` and
+`run(options) -> int`; the file's docstring is the description that --help shows. Neither the file nor anything that
+`add_arguments` does may import NumPy or a framework: those come inside `run`, so that help is there at once.
+
+`python -m voken_jax.NAME` and `python -m voken_torch.NAME` are the same subcommands with the framework chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from voken_common.commands.frameworks import PREFERRED, Framework, choose
+from voken_common.commands.options import HelpFormatter
+from voken_common.errors import NonFiniteError, UnavailableError
+
+UNUSABLE, DIVERGED, INTERRUPTED = 2, 3, 130
+"""Exit statuses of every command: input that cannot be used, a run that diverged, Ctrl-C."""
+
+
+class Subcommand(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        name: the word after `voken`, and the name of the file in this folder.
+        help: what it does, in one line.
+        frameworks: those that it can run in; empty: it needs none, and has no --framework.
+    """
+
+    name: str
+    help: str
+    frameworks: tuple[Framework, ...] = PREFERRED
+
+
+SUBCOMMANDS = (
+    Subcommand("train", "train a tokenizer or a generator, or continue a run"),
+    Subcommand("encode", "turn a data set into token shards"),
+    Subcommand("reconstruct", "images through a tokenizer and back, with PSNR"),
+    Subcommand("sample", "draw images of classes with a generator"),
+    Subcommand("convert", "convert a checkpoint to another format", ("jax",)),
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run `voken SUBCOMMAND ...`; exit status of the subcommand, 2 for input that cannot be used."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if words else UNUSABLE
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"voken {version('voken')}")
+        return 0
+    try:
+        subcommand = find(words[0])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNUSABLE
+    return _start(subcommand, build_parser(subcommand), words[1:])
+
+
+def run_module(name: str, framework: Framework, arguments: list[str] | None) -> int:
+    """Run a subcommand as `python -m voken_<framework>.<name>`."""
+    return _start(find(name), build_parser(find(name), framework), arguments)
+
+
+def find(name: str) -> Subcommand:
+    """The subcommand called `name`.
+
+    Raises:
+        ValueError: there is none; the message names the nearest.
+    """
+    table = {subcommand.name: subcommand for subcommand in SUBCOMMANDS}
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=1)
+        raise ValueError(
+            f"voken has no subcommand {name!r}; "
+            + (f"did you mean {near[0]}?" if near else f"it has {', '.join(table)}")
+        )
+    return table[name]
+
+
+def build_parser(subcommand: Subcommand, framework: Framework | None = None) -> argparse.ArgumentParser:
+    """The command line of a subcommand, without --framework where the framework is given."""
+    module = _module(subcommand)
+    parser = argparse.ArgumentParser(
+        prog=f"voken {subcommand.name}" if framework is None else f"python -m voken_{framework}.{subcommand.name}",
+        description=module.__doc__,
+        formatter_class=HelpFormatter,
+    )
+    parser.set_defaults(framework=framework)
+    if framework is None and subcommand.frameworks:
+        parser.add_argument(
+            "--framework",
+            choices=subcommand.frameworks,
+            help="default: the first of these that is installed",
+        )
+    module.add_arguments(parser)
+    return parser
+
+
+def guarded(run: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """Run a command; what the user can mend becomes one line and an exit status instead of a trace."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    try:
+        return run(options)
+    except KeyboardInterrupt:
+        print("interrupted: run the same command to go on", file=sys.stderr)
+        return INTERRUPTED
+    except NonFiniteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return DIVERGED
+    except (ValueError, OSError, UnavailableError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNUSABLE
+
+
+def _start(subcommand: Subcommand, parser: argparse.ArgumentParser, arguments: list[str] | None) -> int:
+    def run(options: argparse.Namespace) -> int:
+        if subcommand.frameworks:
+            options.framework = choose(options.framework, subcommand.frameworks)
+        status: int = _module(subcommand).run(options)
+        return status
+
+    return guarded(run, parser.parse_args(arguments))
+
+
+def _module(subcommand: Subcommand) -> Any:
+    return importlib.import_module(f"voken_common.commands.{subcommand.name}")
+
+
+def _overview() -> str:
+    width = max(len(subcommand.name) for subcommand in SUBCOMMANDS)
+    rows = "\n".join(f"  {subcommand.name:{width}}  {subcommand.help}" for subcommand in SUBCOMMANDS)
+    return (
+        "usage: voken SUBCOMMAND [options]\n\n"
+        "Visual tokenizers and generators, in JAX or PyTorch.\n\n"
+        f"subcommands:\n{rows}\n\n"
+        "voken SUBCOMMAND --help shows its options; voken --version the version. Where both JAX and PyTorch are\n"
+        "installed JAX runs; --framework torch chooses the other."
+    )

@@ -1,0 +1,1 @@
+"""Measuring models over images and data sets, and the reports about it."""
