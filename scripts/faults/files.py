@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import random
 import shutil
@@ -18,6 +19,9 @@ from faults.frameworks import STEPS, Failed, Framework, finish, kill, must_equal
 
 NEWEST = STEPS - 2
 """Newest step of the interrupted run that is damaged here; the one before is STEPS - 4."""
+
+
+CHECKPOINTS = {"jax": "voken_jax.checkpoints.orbax", "torch": "voken_torch.checkpoints.torch"}
 
 
 class NotHere(Exception):
@@ -156,7 +160,7 @@ def asked_for(framework: Framework) -> str:
     """A damaged step that is asked for by number is an error; the others are not."""
     workdir = interrupted(framework, "asked_for")
     flip(data_file(framework.place(workdir, NEWEST)))
-    load = __import__(f"voken_{framework.name}.tokenizer", fromlist=["Tokenizer"]).Tokenizer.load
+    load = __import__(f"voken_{framework.name}.tokenizer.api", fromlist=["Tokenizer"]).Tokenizer.load
     require(load(workdir, step=NEWEST - 2) is not None, "a good step cannot be loaded beside a damaged one")
     try:
         load(workdir, step=NEWEST, weights="raw" if framework.name == "torch" else None)
@@ -164,7 +168,7 @@ def asked_for(framework: Framework) -> str:
         require("is damaged" in str(error), f"it said {error}")
     else:
         # JAX verifies what it reads; the flipped array may belong to the optimizer.
-        find = __import__(f"voken_{framework.name}.checkpoint", fromlist=["find_step"]).find_step
+        find = importlib.import_module(CHECKPOINTS[framework.name]).find_step
         try:
             find(workdir, NEWEST, verify=True)
             raise Failed("the damaged step was taken")

@@ -72,7 +72,7 @@ def poisoned(framework: Framework, *numbers: int) -> Iterator[None]:
     """The loss of the batches of these numbers (from 1) is not finite."""
     from voken_common.data.tokens.pipeline import TokenIterator
 
-    step = __import__(f"voken_{framework.name}.generator_step", fromlist=["token_losses"])
+    step = __import__(f"voken_{framework.name}.generator.step", fromlist=["token_losses"])
     original = step.token_losses
 
     def token_losses(logits: Any, tokens: Any) -> Any:

@@ -37,7 +37,7 @@ CASES = pytest.mark.parametrize(
 @contextlib.contextmanager
 def the_same_code_everywhere(framework):
     """Encoders are born with a last layer of zeros: the code of the smallest norm is the nearest of every token."""
-    task = importlib.import_module(f"voken_{framework}.tokenizer_task")
+    task = importlib.import_module(f"voken_{framework}.tokenizer.task")
     create = task.create_state
 
     def collapsed(*arguments):
@@ -63,7 +63,7 @@ def trained(framework, folder, overrides):
     with pytest.MonkeyPatch.context() as patch:
         batches = record_batches(patch)
         patch.setattr(CollapseWatch, "trained", lambda w, step, use: uses.append(use) or watched(w, step, use))
-        importlib.import_module(f"voken_{framework}.trainer").train(config, folder / "run")
+        importlib.import_module(f"voken_{framework}.training.run").train(config, folder / "run")
     return uses, batches
 
 
@@ -71,7 +71,7 @@ def trained(framework, folder, overrides):
 def test_what_training_uses_is_what_its_images_become(framework, overrides, tmp_path, caplog):
     uses, batches = trained(framework, tmp_path / "run", overrides)
     assert len(batches) == STEPS
-    tokenizer = importlib.import_module(f"voken_{framework}.tokenizer").Tokenizer.load(tmp_path / "run" / "run")
+    tokenizer = importlib.import_module(f"voken_{framework}.tokenizer.api").Tokenizer.load(tmp_path / "run" / "run")
     if framework == "torch":
         batches = [torch.from_numpy(images).movedim(-1, 1) for images in batches]
     ids = [np.asarray(tokenizer.encode(images)) for images in batches]

@@ -170,7 +170,7 @@ def test_skipped_batches_of_a_generator_are_as_if_never_drawn(framework, tmp_pat
         checkpoint={"every": 3, "keep_best": 0},
         health={"max_skipped": 2},
     )
-    step, train = importlib.import_module(f"voken_{framework}.generator_step"), TRAINERS[framework].train
+    step, train = importlib.import_module(f"voken_{framework}.generator.step"), TRAINERS[framework].train
     losses, spoiled = step.token_losses, (2, 5)
 
     def infinite(logits, tokens):
