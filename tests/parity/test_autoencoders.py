@@ -1,4 +1,4 @@
-"""Both image autoencoders: latents, reconstruction, and the gradient norm of every parameter."""
+"""The autoencoders of images and of videos: latents, reconstruction, and the gradient norm of every parameter."""
 
 import json
 
@@ -23,7 +23,8 @@ from voken_jax.models.autoencoder import Autoencoder
 from voken_jax.models.functional import Network
 from voken_jax.models.layers import Policy
 
-KINDS = ["autoencoder_lfq", "autoencoder_ibq"]
+KINDS = ["autoencoder_lfq", "autoencoder_ibq", "autoencoder_video"]
+NETWORKS = {"autoencoder_lfq": "magvit2", "autoencoder_ibq": "vqgan", "autoencoder_video": "magvit2_video"}
 
 CODEBOOK = "quantize.embedding.embedding"
 
@@ -31,8 +32,8 @@ CODEBOOK = "quantize.embedding.embedding"
 def network_of(case, dtype):
     """The autoencoder of a case, whose decoder takes the latents themselves (IBQ) or their signs (LFQ)."""
     dd = case.config["ddconfig"]
-    lfq = case.kind == "autoencoder_lfq"
-    section = model_section(dd, "magvit2" if lfq else "vqgan")
+    lfq = case.kind != "autoencoder_ibq"
+    section = model_section(dd, NETWORKS[case.kind])
     model = ModelConfig.model_validate_json(json.dumps(section))
     if lfq:
         quantizer = LFQConfig(codebook_size=2 ** dd["z_channels"], code_dim=dd["z_channels"])
@@ -50,7 +51,7 @@ def setup(case, dtype):
     def forward(parameters, x):
         model = network.bind(parameters)
         h = model.encode(x)
-        if case.kind == "autoencoder_lfq":
+        if case.kind != "autoencoder_ibq":
             signs = jnp.where(h > 0, 1.0, -1.0).astype(h.dtype)
             return h, model.decode(h + jax.lax.stop_gradient(signs - h))
         return h, model.decode(h)

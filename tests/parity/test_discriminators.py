@@ -17,11 +17,12 @@ from tests.support.golden_cases import (
 from tests.support.objectives import evaluate
 from voken_common.checkpoints import weight_names as names
 from voken_common.config.tokenizer import BlurConfig, PatchGANConfig
+from voken_common.config.video import PatchGAN3DConfig
 from voken_jax.models.discriminator import binomial_kernel, build_discriminator
 from voken_jax.models.functional import Network, buffers_of
 from voken_jax.models.layers import Policy
 
-KINDS = ["discriminator_patchgan", "discriminator_blur"]
+KINDS = ["discriminator_patchgan", "discriminator_patchgan3d", "discriminator_blur"]
 
 BLUR_KERNEL = ".1.kernel"
 
@@ -30,6 +31,8 @@ def network_of(case, dtype):
     spec = case.config["config"]
     if case.kind == "discriminator_patchgan":
         config = PatchGANConfig(channels=spec.get("ndf", 64), layers=spec.get("n_layers", 3))
+    elif case.kind == "discriminator_patchgan3d":
+        config = PatchGAN3DConfig(channels=spec.get("ndf", 64), layers=spec.get("n_layers", 4))
     else:
         config = BlurConfig(
             hidden_channels=spec.get("hidden_channels", 128),

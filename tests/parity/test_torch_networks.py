@@ -19,6 +19,7 @@ from tests.support.golden_cases import (
 )
 from tests.support.reference_config import model_section
 from voken_common.config.tokenizer import BlurConfig, IBQConfig, LFQConfig, ModelConfig, PatchGANConfig
+from voken_common.config.video import PatchGAN3DConfig
 from voken_torch.models.autoencoder import Autoencoder
 from voken_torch.models.discriminator import build_discriminator
 from voken_torch.models.lpips import LPIPS
@@ -33,12 +34,15 @@ from voken_torch.tokenizer.losses import (
 KINDS = [
     "autoencoder_lfq",
     "autoencoder_ibq",
+    "autoencoder_video",
     "discriminator_patchgan",
+    "discriminator_patchgan3d",
     "discriminator_blur",
     "lpips_vgg",
     "gan_losses",
 ]
 
+NETWORKS = {"autoencoder_lfq": "magvit2", "autoencoder_ibq": "vqgan", "autoencoder_video": "magvit2_video"}
 CODEBOOK = "quantize.embedding.weight"
 TORCH_FUNCTIONS = {"mean": torch.mean, "sum": torch.sum, "abs": torch.abs, "sqrt": torch.sqrt}
 
@@ -98,8 +102,8 @@ def norms(gradients):
 
 
 def autoencoder_of(case, precision):
-    dd, lfq = case.config["ddconfig"], case.kind == "autoencoder_lfq"
-    section = model_section(dd, "magvit2" if lfq else "vqgan")
+    dd, lfq = case.config["ddconfig"], case.kind != "autoencoder_ibq"
+    section = model_section(dd, NETWORKS[case.kind])
     model = ModelConfig.model_validate_json(json.dumps(section))
     if lfq:
         quantizer = LFQConfig(codebook_size=2 ** dd["z_channels"], code_dim=dd["z_channels"])
@@ -108,14 +112,14 @@ def autoencoder_of(case, precision):
     return fill(Autoencoder(model, quantizer), case.seed, precision)
 
 
-@kinds("autoencoder_lfq", "autoencoder_ibq")
+@kinds("autoencoder_lfq", "autoencoder_ibq", "autoencoder_video")
 def test_autoencoder(case, precision):
     network, x = autoencoder_of(case, precision), tensor(case.input(), precision)
     shapes = {key: list(value.shape) for key, value in network.state_dict().items() if key != CODEBOOK}
     assert shapes == {key: shape for key, shape in case.config["shapes"].items() if key != CODEBOOK}
     h = network.encode(x)
     codes = h
-    if case.kind == "autoencoder_lfq":
+    if case.kind != "autoencoder_ibq":
         codes = h + (torch.where(h > 0, 1.0, -1.0).to(h.dtype) - h).detach()
     y = network.decode(codes)
     assert_close(h.detach().movedim(-1, 1).numpy(), case.arrays["out/h"], "h", forward_tolerance(precision))
@@ -131,6 +135,8 @@ def discriminator_of(case, precision):
     spec = case.config["config"]
     if case.kind == "discriminator_patchgan":
         config = PatchGANConfig(channels=spec.get("ndf", 64), layers=spec.get("n_layers", 3))
+    elif case.kind == "discriminator_patchgan3d":
+        config = PatchGAN3DConfig(channels=spec.get("ndf", 64), layers=spec.get("n_layers", 4))
     else:
         config = BlurConfig(
             hidden_channels=spec.get("hidden_channels", 128),
@@ -141,7 +147,7 @@ def discriminator_of(case, precision):
     return fill(build_discriminator(config, case.config["input"]["shape"][1]), case.seed, precision)
 
 
-@kinds("discriminator_patchgan", "discriminator_blur")
+@kinds("discriminator_patchgan", "discriminator_patchgan3d", "discriminator_blur")
 def test_discriminator(case, precision):
     network, x = discriminator_of(case, precision), tensor(case.input(), precision, grad=True)
     assert {key: list(value.shape) for key, value in network.state_dict().items()} == case.config["shapes"]

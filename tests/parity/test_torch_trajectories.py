@@ -14,7 +14,7 @@ from voken_torch.quantizers.configured import quantize
 from voken_torch.tokenizer.state import create_state
 from voken_torch.tokenizer.step import TokenizerStep
 
-KINDS = ["train_lfq", "train_ibq"]
+KINDS = ["train_lfq", "train_ibq", "train_video"]
 
 
 def build(case, precision="float64"):

@@ -25,7 +25,7 @@ from voken_jax.quantizers.configured import quantize
 from voken_jax.tokenizer.state import build_players, init_state
 from voken_jax.tokenizer.step import Perceptual, TokenizerStep
 
-KINDS = ["train_lfq", "train_ibq"]
+KINDS = ["train_lfq", "train_ibq", "train_video"]
 
 COMMON = {
     "total_loss": "total_loss",
@@ -60,6 +60,7 @@ LOGS = {
         "unsacled_g_loss": "generator_raw_loss",
     },
 }
+LOGS["train_video"] = LOGS["train_lfq"]
 SILENT_BEFORE_START = ["d_weight", "g_loss", "unsacled_g_loss", "disc_loss", "logits_real", "logits_fake", "lecam_loss"]
 """What the reference logs as 0 in an IBQ run while its discriminator factor is 0."""
 

@@ -22,7 +22,7 @@ def model_section(dd, network):
     }
 
 
-def discriminator_section(loss):
+def discriminator_section(loss, video=False):
     """Which discriminator a `lossconfig` asks for; reference.md section 6 has the defaults."""
     if loss.get("use_blur", False):
         return {
@@ -32,7 +32,8 @@ def discriminator_section(loss):
             "blur_resample": loss.get("blur_resample", True),
             "blur_kernel_size": loss.get("blur_kernel_size", 4),
         }
-    return {"kind": "patchgan", "channels": loss.get("disc_ndf", 64), "layers": loss.get("disc_num_layers", 3)}
+    layers = loss.get("disc_num_layers", 4 if video else 3)
+    return {"kind": "patchgan_3d" if video else "patchgan", "channels": loss.get("disc_ndf", 64), "layers": layers}
 
 
 def adversarial_section(loss):
@@ -96,18 +97,21 @@ def schedule_section(schedule):
 
 
 def trajectory_config(case, dtype="float64"):
-    """A whole run for a train_lfq or train_ibq case."""
+    """A whole run for a train_lfq, train_ibq or train_video case."""
     init, spec = case.config["init_args"], case.config
     loss = init["lossconfig"]["params"]
-    lfq = case.kind == "train_lfq"
+    network = {"train_lfq": "magvit2", "train_ibq": "vqgan", "train_video": "magvit2_video"}[case.kind]
+    lfq, video = network != "vqgan", network == "magvit2_video"
+    images = {"kind": "skimage", "region": "all"}
+    videos = {"kind": "video_folder", "path": "videos", "frames": spec["shape"][2]}
     schedule = spec.get("schedule")
     total = (schedule or {}).get("max_it", spec["steps"])
     return validate(
         {
             "name": case.name,
-            "model": model_section(init["ddconfig"], "magvit2" if lfq else "vqgan"),
+            "model": model_section(init["ddconfig"], network),
             "quantizer": lfq_section(init, loss) if lfq else ibq_section(init, loss),
-            "discriminator": discriminator_section(loss),
+            "discriminator": discriminator_section(loss, video),
             "adversarial": adversarial_section(loss),
             "perceptual": {"weights": "auto", "weight": loss.get("perceptual_weight", 1.0)},
             "optimizer": {
@@ -116,7 +120,7 @@ def trajectory_config(case, dtype="float64"):
                 "schedule": schedule_section(schedule),
             },
             "precision": {"param_dtype": dtype, "compute_dtype": dtype},
-            "data": {"train": {"kind": "skimage", "region": "all"}, "image_size": spec["shape"][-1]},
+            "data": {"train": videos if video else images, "image_size": spec["shape"][-1]},
             "training": {"batch_size": spec["shape"][0], "steps": total},
         },
         origin=case.name,

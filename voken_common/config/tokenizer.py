@@ -7,6 +7,7 @@ the section they concern, so that a wrong combination stops before anything is b
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -20,7 +21,8 @@ from pydantic import (
     model_validator,
 )
 
-from voken_common.config.data import DataConfig
+from voken_common.config.data import DataConfig, VideoFolderConfig
+from voken_common.config.video import PatchGAN3DConfig, latent_frames, video_strides
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -32,11 +34,13 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """The autoencoder. `magvit2` is Open-MAGVIT2's network (for `lfq`), `vqgan` is IBQ's (for `ibq` and `vq`)."""
+    """The autoencoder. `magvit2` is Open-MAGVIT2's network and `magvit2_video` its network of causal 3-D convolutions
+    (both for `lfq`), `vqgan` is IBQ's (for `ibq` and `vq`).
+    """
 
-    network: Literal["magvit2", "vqgan"]
+    network: Literal["magvit2", "magvit2_video", "vqgan"]
     resolution: PositiveInt
-    """Side of the training images in pixels; decides where attention sits. Other sizes run as well."""
+    """Side of the training images or frames in pixels; decides where attention sits. Other sizes run as well."""
     channels: PositiveInt = 128
     """Width at full resolution; level i is `channels * channel_multipliers[i]` wide."""
     channel_multipliers: tuple[PositiveInt, ...] = Field(min_length=1)
@@ -53,6 +57,23 @@ class ModelConfig(Section):
     def downsampling(self) -> int:
         """Pixels per token along one side."""
         return 2 ** (len(self.channel_multipliers) - 1)
+
+    @property
+    def is_video(self) -> bool:
+        """True where the network sees clips (an image is a clip of one frame), false where it sees images."""
+        return self.network == "magvit2_video"
+
+    @property
+    def level_strides(self) -> tuple[tuple[int, ...], ...]:
+        """Factor along (height, width), or (time, height, width), between each level and the next smaller one."""
+        if not self.is_video:
+            return ((2, 2),) * (len(self.channel_multipliers) - 1)
+        return video_strides(self.channel_multipliers)
+
+    @property
+    def time_downsampling(self) -> int:
+        """Frames per latent frame after the first: n frames become (n - 1) / time_downsampling + 1. 1 for images."""
+        return math.prod(stride[0] for stride in self.level_strides) if self.is_video else 1
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
@@ -75,10 +96,10 @@ class ModelConfig(Section):
                 f"attention_resolutions {missing} are never reached: with resolution {self.resolution} the levels are "
                 f"{levels}"
             )
-        if self.network == "magvit2" and self.attention_resolutions:
-            raise ValueError("network magvit2 has no attention: leave attention_resolutions empty or use vqgan")
-        if self.network == "magvit2" and self.dropout:
-            raise ValueError("network magvit2 has no dropout: set dropout to 0 or use vqgan")
+        if self.network != "vqgan" and self.attention_resolutions:
+            raise ValueError(f"network {self.network} has no attention: leave attention_resolutions empty or use vqgan")
+        if self.network != "vqgan" and self.dropout:
+            raise ValueError(f"network {self.network} has no dropout: set dropout to 0 or use vqgan")
         return self
 
 
@@ -157,6 +178,11 @@ class PatchGANConfig(Section):
     channels: PositiveInt = 64
     layers: PositiveInt = 3
 
+    @property
+    def strides(self) -> tuple[tuple[int, int], ...]:
+        """Along (height, width), of every convolution."""
+        return ((2, 2),) * self.layers + ((1, 1), (1, 1))
+
 
 class BlurConfig(Section):
     """Discriminator that downsamples with a binomial blur (or with 2x2 average pooling) and group norm."""
@@ -174,7 +200,7 @@ class BlurConfig(Section):
         return self
 
 
-DiscriminatorConfig = Annotated[PatchGANConfig | BlurConfig, Field(discriminator="kind")]
+DiscriminatorConfig = Annotated[PatchGANConfig | PatchGAN3DConfig | BlurConfig, Field(discriminator="kind")]
 
 
 class AdversarialConfig(Section):
@@ -332,14 +358,25 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     health: HealthConfig = HealthConfig()
 
+    @property
+    def lecam_from_start(self) -> bool:
+        """True where LeCAM's averages move from the first step, false where only once the discriminator counts."""
+        return self.model.network == "magvit2"
+
+    @property
+    def last_layer(self) -> str:
+        """Name of the decoder's last convolution, whose gradient the adaptive weight of the generator looks at."""
+        return "decoder.conv_out.conv_1" if self.model.is_video else "decoder.conv_out"
+
     @model_validator(mode="after")
     def _check(self) -> Config:
-        expected = "magvit2" if self.quantizer.kind == "lfq" else "vqgan"
-        if self.model.network != expected:
+        expected = ("magvit2", "magvit2_video") if self.quantizer.kind == "lfq" else ("vqgan",)
+        if self.model.network not in expected:
             raise ValueError(
-                f"quantizer.kind {self.quantizer.kind} needs model.network {expected}, found {self.model.network}"
+                f"quantizer.kind {self.quantizer.kind} needs model.network {' or '.join(expected)}, found "
+                f"{self.model.network}"
             )
-        if expected == "magvit2" and self.model.z_channels != self.quantizer.code_dim:
+        if self.quantizer.kind == "lfq" and self.model.z_channels != self.quantizer.code_dim:
             raise ValueError(
                 f"model.z_channels {self.model.z_channels} must equal quantizer.code_dim {self.quantizer.code_dim}: "
                 "LFQ quantizes the encoder's output itself"
@@ -359,10 +396,21 @@ class Config(Section):
                 "statistics_scope per_device is data parallelism as in the reference: set mesh.fsdp and mesh.model "
                 f"to 1, found {self.mesh.fsdp} and {self.mesh.model}"
             )
-        if self.data.is_video:
-            raise ValueError(
-                f"data gives videos, and model.network {expected} is one for images: use a source of images"
-            )
+        self._check_video()
         if self.optimizer.schedule.drop_epochs and self.training.epochs is None:
             raise ValueError("optimizer.schedule.drop_epochs needs training.epochs; use drop_steps with training.steps")
         return self
+
+    def _check_video(self) -> None:
+        network, video = self.model.network, self.model.is_video
+        if self.data.is_video != video:
+            found, wanted = ("videos", "images") if self.data.is_video else ("images", "videos")
+            raise ValueError(f"data gives {found}, and model.network {network} is one for {wanted}: name such a source")
+        if (self.discriminator.kind == "patchgan_3d") != video:
+            raise ValueError(
+                f"model.network {network} needs discriminator.kind "
+                f"{'patchgan_3d' if video else 'patchgan or blur'}, found {self.discriminator.kind}"
+            )
+        for source in (self.data.train, self.data.validation):
+            if isinstance(source, VideoFolderConfig):
+                latent_frames(source.frames, self.model.time_downsampling)

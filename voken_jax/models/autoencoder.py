@@ -1,6 +1,7 @@
-"""The image autoencoder around a quantizer: encoder, quantizer parameters if any, decoder, under the published names.
+"""The autoencoder around a quantizer: encoder, quantizer parameters if any, decoder, under the published names.
 
-Shape legend: B batch, H/W pixels, h/w tokens, Z latent channels, D code dimension, K codes, C features.
+Shape legend: B batch, S pixels (H W of images, T H W of clips), s tokens (h w, or t h w), Z latent channels,
+D code dimension, K codes, C features.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Autoencoder(nnx.Module):
     """Encoder and decoder; the quantizer itself is a pure function that the caller applies in between."""
 
     def __init__(self, model: ModelConfig, quantizer: QuantizerConfig, *, policy: Policy, rngs: nnx.Rngs):
-        network = magvit2 if model.network == "magvit2" else vqgan
+        network = vqgan if model.network == "vqgan" else magvit2
         self.encoder = network.Encoder(model, policy=policy, rngs=rngs)
         self.decoder = network.Decoder(model, policy=policy, rngs=rngs)
         self.stochastic = model.dropout > 0
@@ -47,20 +48,20 @@ class Autoencoder(nnx.Module):
         """The learned codes in parameter precision, or None (LFQ)."""
         return self.quantize["embedding"].embedding[...] if hasattr(self, "quantize") else None
 
-    def encode(self, x: Float[Array, "B H W 3"], key: PRNGKeyArray | None = None) -> Float[Array, "B h w D"]:
+    def encode(self, x: Float[Array, "B *S 3"], key: PRNGKeyArray | None = None) -> Float[Array, "B *s D"]:
         """Latents before quantization; x in [-1, 1]. A key switches dropout on."""
         x = x.astype(self.dtype)
         latents = self.encoder(x, subkey(key, 0)) if self.stochastic else self.encoder(x)
         return self.quant_conv(latents) if hasattr(self, "quant_conv") else latents
 
-    def features(self, codes: Float[Array, "B h w D"], key: PRNGKeyArray | None = None) -> Float[Array, "B H W C"]:
+    def features(self, codes: Float[Array, "B *s D"], key: PRNGKeyArray | None = None) -> Float[Array, "B *S C"]:
         """What the decoder's last convolution sees."""
         codes = codes.astype(self.dtype)
         if hasattr(self, "post_quant_conv"):
             codes = self.post_quant_conv(codes)
         return self.decoder.features(codes, subkey(key, 1)) if self.stochastic else self.decoder.features(codes)
 
-    def decode(self, codes: Float[Array, "B h w D"]) -> Float[Array, "B H W 3"]:
-        """Images, unclamped, in float32 at least."""
+    def decode(self, codes: Float[Array, "B *s D"]) -> Float[Array, "B *S 3"]:
+        """Pixels, unclamped, in float32 at least."""
         images = self.decoder.conv_out(self.features(codes))
         return images.astype(jnp.promote_types(images.dtype, jnp.float32))

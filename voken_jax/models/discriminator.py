@@ -1,10 +1,13 @@
 """Discriminators: the patch discriminator with batch norm, and the blur discriminator with group norm.
 
 References: Isola et al., pix2pix (2017); Yu et al., MAGVIT-v2 (2023). Parameter names are slot numbers of the published
-sequences, so slots without parameters are modules too. Shape legend: B batch, H/W pixels, C channels.
+sequences, so slots without parameters are modules too.
+Shape legend: B batch, H/W pixels, S pixels of an image (H W) or a clip (T H W), s patches, C channels.
 """
 
 from __future__ import annotations
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from voken_common.config.tokenizer import BlurConfig, DiscriminatorConfig, PatchGANConfig
-from voken_jax.models.layers import Activation, GroupNorm, Policy, at_least_float32, conv
+from voken_common.config.video import PatchGAN3DConfig
+from voken_jax.models.layers import Activation, GroupNorm, Policy, at_least_float32, conv, uniform_by_fan_in
 
 
 class BatchNorm(nnx.Module):
@@ -33,12 +37,13 @@ class BatchNorm(nnx.Module):
         self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.int32))
         self.momentum, self.epsilon, self.dtype = momentum, epsilon, policy.compute_dtype
 
-    def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B H W C"]:
+    def __call__(self, x: Float[Array, "B *S C"], train: bool) -> Float[Array, "B *S C"]:
         """Same shape, in the compute dtype."""
         wide = at_least_float32(x)
         if train:
-            mean = wide.mean(axis=(0, 1, 2))
-            variance = jnp.square(wide - mean).mean(axis=(0, 1, 2))
+            positions = tuple(range(x.ndim - 1))
+            mean = wide.mean(axis=positions)
+            variance = jnp.square(wide - mean).mean(axis=positions)
             self._track(mean, variance, x.size // x.shape[-1])
         else:
             mean, variance = self.running_mean[...], self.running_var[...]
@@ -54,33 +59,38 @@ class BatchNorm(nnx.Module):
 
 
 class PatchGAN(nnx.Module):
-    """4x4 convolutions with batch norm and leaky ReLU 0.2; one logit per patch."""
+    """Convolutions with batch norm and leaky ReLU 0.2; one logit per patch. 4x4 over images, 3x3x3 over clips."""
 
-    def __init__(self, config: PatchGANConfig, image_channels: int, *, policy: Policy, rngs: nnx.Rngs):
+    def __init__(
+        self, config: PatchGANConfig | PatchGAN3DConfig, image_channels: int, *, policy: Policy, rngs: nnx.Rngs
+    ):
+        kernel = (4, 4) if isinstance(config, PatchGANConfig) else (3, 3, 3)
         widths = [config.channels * min(2**n, 8) for n in range(config.layers + 1)]
 
-        def convolution(entering: int, leaving: int, stride: int, bias: bool) -> nnx.Conv:
-            return conv(
+        def convolution(entering: int, leaving: int, stride: tuple[int, ...], bias: bool) -> nnx.Conv:
+            return nnx.Conv(
                 entering,
                 leaving,
-                4,
-                stride=stride,
-                bias=bias,
-                padding=[(1, 1), (1, 1)],
+                kernel,
+                strides=stride,
+                use_bias=bias,
+                padding=[(1, 1)] * len(kernel),
+                dtype=policy.compute_dtype,
+                param_dtype=policy.param_dtype,
                 kernel_init=nnx.initializers.normal(0.02),
-                policy=policy,
+                bias_init=uniform_by_fan_in(entering * math.prod(kernel)),
                 rngs=rngs,
             )
 
-        layers = [convolution(image_channels, widths[0], 2, True), Activation(0.2)]
+        strides = config.strides
+        layers = [convolution(image_channels, widths[0], strides[0], True), Activation(0.2)]
         for n in range(1, config.layers + 1):
-            stride = 2 if n < config.layers else 1
-            layers.append(convolution(widths[n - 1], widths[n], stride, False))
+            layers.append(convolution(widths[n - 1], widths[n], strides[n], False))
             layers += [BatchNorm(widths[n], policy=policy, rngs=rngs), Activation(0.2)]
-        layers.append(convolution(widths[-1], 1, 1, True))
+        layers.append(convolution(widths[-1], 1, strides[-1], True))
         self.main = nnx.List(layers)
 
-    def __call__(self, x: Float[Array, "B H W 3"], train: bool) -> Float[Array, "B h w 1"]:
+    def __call__(self, x: Float[Array, "B *S 3"], train: bool) -> Float[Array, "B *s 1"]:
         """Logits in float32 at least; positive means real."""
         for layer in self.main:
             x = layer(x, train) if isinstance(layer, BatchNorm) else layer(x)
@@ -152,6 +162,6 @@ def build_discriminator(
     config: DiscriminatorConfig, image_channels: int, *, policy: Policy, rngs: nnx.Rngs
 ) -> PatchGAN | BlurDiscriminator:
     """The discriminator a configuration names."""
-    if isinstance(config, PatchGANConfig):
+    if not isinstance(config, BlurConfig):
         return PatchGAN(config, image_channels, policy=policy, rngs=rngs)
     return BlurDiscriminator(config, image_channels, policy=policy, rngs=rngs)

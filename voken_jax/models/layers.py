@@ -131,11 +131,17 @@ class Activation(nnx.Module):
         return jax.nn.leaky_relu(x, self.slope)
 
 
-def depth_to_space(x: Float[Array, "B H W 4C"]) -> Float[Array, "B 2H 2W C"]:
-    """Channels (row offset, column offset, C) to pixels: out[2h+i, 2w+j, c] = in[h, w, (2i + j)C + c]."""
-    batch, height, width, channels = x.shape
-    parts = x.reshape(batch, height, width, 2, 2, channels // 4)
-    return parts.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, channels // 4)
+def depth_to_space(x: Float[Array, "B *S kC"], factor: tuple[int, ...] = (2, 2)) -> Float[Array, "B *kS C"]:
+    """Channels (offset along each axis, C) to positions, `factor` the enlargement of each axis in S.
+
+    Over images: out[2h+i, 2w+j, c] = in[h, w, (2i + j)C + c].
+    """
+    batch, *sides, channels = x.shape
+    axes = len(sides)
+    parts = x.reshape(batch, *sides, *factor, channels // math.prod(factor))
+    order = [1 + axis + part * axes for axis in range(axes) for part in (0, 1)]
+    large = [side * times for side, times in zip(sides, factor, strict=True)]
+    return parts.transpose(0, *order, 2 * axes + 1).reshape(batch, *large, parts.shape[-1])
 
 
 def upsample_nearest(x: Float[Array, "B H W C"]) -> Float[Array, "B 2H 2W C"]:

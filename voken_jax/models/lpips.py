@@ -1,7 +1,7 @@
 """LPIPS v0.1: distance between VGG16 features, for training (Zhang et al., 2018). Never trained, no dropout.
 
 Parameter names are those of the published checkpoints (`net.slice1.0.weight`, `lin0.model.1.weight`).
-Shape legend: B batch, H/W pixels, C channels.
+Shape legend: B batch, H/W pixels, S pixels of an image (H W) or a clip (T H W), C channels.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Head(nnx.Module):
 
 
 class LPIPS(nnx.Module):
-    """Perceptual distance of two images."""
+    """Perceptual distance of two images, or of two clips frame by frame."""
 
     def __init__(self, *, policy: Policy, rngs: nnx.Rngs):
         self.scaling_layer = ScalingLayer(policy=policy)
@@ -88,8 +88,11 @@ class LPIPS(nnx.Module):
         for i, layers in enumerate(SLICES):
             setattr(self, f"lin{i}", Head(layers[-1][1], policy=wide, rngs=rngs))
 
-    def __call__(self, x: Float[Array, "B H W 3"], y: Float[Array, "B H W 3"]) -> Float[Array, " B"]:
-        """x, y in [-1, 1]; one distance per image, in float32 at least."""
+    def __call__(self, x: Float[Array, "B *S 3"], y: Float[Array, "B *S 3"]) -> Float[Array, " B"]:
+        """x, y in [-1, 1]; one distance per image, or the mean over a clip's frames, in float32 at least."""
+        if x.ndim == 5:
+            frames = self(x.reshape(-1, *x.shape[2:]), y.reshape(-1, *y.shape[2:]))
+            return frames.reshape(x.shape[:2]).mean(axis=1)
         features = (self.net(self.scaling_layer(image)) for image in (x, y))
         total = jnp.zeros((), jnp.float32)
         for i, (a, b) in enumerate(zip(*features, strict=True)):

@@ -1,16 +1,23 @@
-"""Open-MAGVIT2's image network: a residual encoder, and a decoder whose levels are modulated by its own input.
+"""Open-MAGVIT2's network: a residual encoder, and a decoder whose levels are modulated by its own input.
 
-Reference: Luo et al., Open-MAGVIT2 (2024), after Yu et al., MAGVIT-v2 (2023).
-Shape legend: B batch, H/W pixels, h/w tokens, Z latent channels, C features.
+One network for images and for videos: which convolution it is built of, and by how much each level shrinks along each
+axis, is the configuration's choice. Reference: Luo et al., Open-MAGVIT2 (2024), after Yu et al., MAGVIT-v2 (2023).
+Shape legend: B batch, S positions at full size (H W, or T H W of a clip), s positions of tokens, Z latent channels,
+C/D features.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from voken_common.config.tokenizer import ModelConfig
+from voken_jax.models.causal import CausalConv, drop_second_frame
 from voken_jax.models.layers import (
     GroupNorm,
     Policy,
@@ -23,19 +30,27 @@ from voken_jax.models.layers import (
     swish,
 )
 
+Convolve = Callable[..., Any]
+"""(width in, width out, kernel side, policy=, rngs=, stride=, bias=) -> a convolution that pads with zeros."""
+
+
+def convolution_of(config: ModelConfig) -> Convolve:
+    """The convolution that a network is built of."""
+    return CausalConv if config.is_video else conv
+
 
 class ResidualBlock(nnx.Module):
-    """norm, swish, 3x3, norm, swish, 3x3, plus a 1x1 shortcut where the width changes; no biases."""
+    """norm, swish, conv 3, norm, swish, conv 3, plus a shortcut conv 1 where the width changes; no biases."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, policy: Policy, rngs: nnx.Rngs):
+    def __init__(self, convolve: Convolve, in_channels: int, out_channels: int, *, policy: Policy, rngs: nnx.Rngs):
         self.norm1 = GroupNorm(in_channels, policy=policy)
         self.norm2 = GroupNorm(out_channels, policy=policy)
-        self.conv1 = conv(in_channels, out_channels, 3, bias=False, policy=policy, rngs=rngs)
-        self.conv2 = conv(out_channels, out_channels, 3, bias=False, policy=policy, rngs=rngs)
+        self.conv1 = convolve(in_channels, out_channels, 3, bias=False, policy=policy, rngs=rngs)
+        self.conv2 = convolve(out_channels, out_channels, 3, bias=False, policy=policy, rngs=rngs)
         if in_channels != out_channels:
-            self.nin_shortcut = conv(in_channels, out_channels, 1, bias=False, policy=policy, rngs=rngs)
+            self.nin_shortcut = convolve(in_channels, out_channels, 1, bias=False, policy=policy, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w D"]:
+    def __call__(self, x: Float[Array, "B *s C"]) -> Float[Array, "B *s D"]:
         """Same resolution, out_channels wide."""
         shortcut = self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
         x = self.conv1(swish(self.norm1(x)))
@@ -51,7 +66,7 @@ class AdaptiveGroupNorm(nnx.Module):
         self.beta = linear(style_channels, channels, policy=policy, rngs=rngs)
         self.groups, self.dtype = policy.norm_groups, policy.compute_dtype
 
-    def __call__(self, x: Float[Array, "B H W C"], style: Float[Array, "B h w Z"]) -> Float[Array, "B H W C"]:
+    def __call__(self, x: Float[Array, "B *S C"], style: Float[Array, "B *s Z"]) -> Float[Array, "B *S C"]:
         """Statistics over every position of the style; its variance is the unbiased one."""
         batch, *_, channels = style.shape
         positions = at_least_float32(style).reshape(batch, -1, channels)
@@ -63,40 +78,43 @@ class AdaptiveGroupNorm(nnx.Module):
         return (scale * group_normalize(x, self.groups, 1e-6) + bias).astype(self.dtype)
 
 
-def _blocks(count: int, in_channels: int, out_channels: int, policy: Policy, rngs: nnx.Rngs) -> nnx.List:
+def _blocks(
+    convolve: Convolve, count: int, in_channels: int, out_channels: int, policy: Policy, rngs: nnx.Rngs
+) -> nnx.List:
     widths = [in_channels] + [out_channels] * count
-    return nnx.List([ResidualBlock(widths[i], out_channels, policy=policy, rngs=rngs) for i in range(count)])
+    return nnx.List([ResidualBlock(convolve, widths[i], out_channels, policy=policy, rngs=rngs) for i in range(count)])
 
 
 class DownLevel(nnx.Module):
-    """Residual blocks, then a strided 3x3 except on the last level."""
+    """Residual blocks of the level's width, then a strided convolution except on the last level."""
 
-    def __init__(self, count: int, in_channels: int, out_channels: int, last: bool, *, policy: Policy, rngs: nnx.Rngs):
-        self.block = _blocks(count, in_channels, out_channels, policy, rngs)
-        if not last:
-            self.downsample = conv(out_channels, out_channels, 3, stride=2, policy=policy, rngs=rngs)
+    def __init__(self, config: ModelConfig, level: int, in_channels: int, *, policy: Policy, rngs: nnx.Rngs):
+        convolve, width = convolution_of(config), config.channels * config.channel_multipliers[level]
+        self.block = _blocks(convolve, config.residual_blocks, in_channels, width, policy, rngs)
+        if level < len(config.level_strides):
+            stride = config.level_strides[level]
+            self.downsample = convolve(width, width, 3, stride=stride, policy=policy, rngs=rngs)
 
 
 class Encoder(nnx.Module):
-    """Images to latents, one per `config.downsampling` pixels along each side."""
+    """Images or clips to latents, one per `config.downsampling` pixels along each side."""
 
     def __init__(self, config: ModelConfig, *, policy: Policy, rngs: nnx.Rngs):
         policy = policy.with_groups(config.norm_groups)
-        width, count = config.channels, config.residual_blocks
-        self.conv_in = conv(config.image_channels, width, 3, bias=False, policy=policy, rngs=rngs)
-        levels, last = [], len(config.channel_multipliers) - 1
-        for i, multiplier in enumerate(config.channel_multipliers):
-            out = config.channels * multiplier
-            levels.append(DownLevel(count, width, out, i == last, policy=policy, rngs=rngs))
-            width = out
+        convolve, width = convolution_of(config), config.channels
+        self.conv_in = convolve(config.image_channels, width, 3, bias=False, policy=policy, rngs=rngs)
+        levels = []
+        for level, multiplier in enumerate(config.channel_multipliers):
+            levels.append(DownLevel(config, level, width, policy=policy, rngs=rngs))
+            width = config.channels * multiplier
         self.down = nnx.List(levels)
-        self.mid_block = _blocks(count, width, width, policy, rngs)
+        self.mid_block = _blocks(convolve, config.residual_blocks, width, width, policy, rngs)
         self.norm_out = GroupNorm(width, policy=policy)
-        self.conv_out = conv(width, config.z_channels, 1, policy=policy, rngs=rngs)
+        self.conv_out = convolve(width, config.z_channels, 1, policy=policy, rngs=rngs)
         self.remat = policy.remat
 
-    def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B h w Z"]:
-        """Images in [-1, 1]."""
+    def __call__(self, x: Float[Array, "B *S 3"]) -> Float[Array, "B *s Z"]:
+        """Pixels in [-1, 1]."""
         run = checkpointed(ResidualBlock.__call__, self.remat)
         x = self.conv_in(x)
         for level in self.down:
@@ -110,46 +128,47 @@ class Encoder(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """3x3 to four times the width, then depth-to-space."""
+    """Convolution to the width times what one position becomes, then depth-to-space."""
 
-    def __init__(self, channels: int, *, policy: Policy, rngs: nnx.Rngs):
-        self.conv1 = conv(channels, 4 * channels, 3, policy=policy, rngs=rngs)
+    def __init__(self, convolve: Convolve, channels: int, factor: tuple[int, ...], *, policy: Policy, rngs: nnx.Rngs):
+        self.conv1 = convolve(channels, math.prod(factor) * channels, 3, policy=policy, rngs=rngs)
+        self.factor, self.doubles_time = factor, len(factor) == 3 and factor[0] == 2
 
-    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B 2h 2w C"]:
-        """Twice the resolution."""
-        return depth_to_space(self.conv1(x))
+    def __call__(self, x: Float[Array, "B *s C"]) -> Float[Array, "B *S C"]:
+        """`factor` times as large along each axis; n frames become 2n - 1 where time is doubled."""
+        large = depth_to_space(self.conv1(x), self.factor)
+        return drop_second_frame(large) if self.doubles_time else large
 
 
 class UpLevel(nnx.Module):
-    """Residual blocks, then an upsampling except on level 0."""
+    """Residual blocks of the level's width, then an upsampling except on level 0."""
 
-    def __init__(self, count: int, in_channels: int, out_channels: int, last: bool, *, policy: Policy, rngs: nnx.Rngs):
-        self.block = _blocks(count, in_channels, out_channels, policy, rngs)
-        if not last:
-            self.upsample = Upsample(out_channels, policy=policy, rngs=rngs)
+    def __init__(self, config: ModelConfig, level: int, in_channels: int, *, policy: Policy, rngs: nnx.Rngs):
+        convolve, width = convolution_of(config), config.channels * config.channel_multipliers[level]
+        self.block = _blocks(convolve, config.residual_blocks, in_channels, width, policy, rngs)
+        if level:
+            self.upsample = Upsample(convolve, width, config.level_strides[level - 1], policy=policy, rngs=rngs)
 
 
 class Decoder(nnx.Module):
-    """Codes to images. List index i of `up` and `adaptive` is the level, 0 at full resolution."""
+    """Codes to images or clips. List index i of `up` and `adaptive` is the level, 0 at full resolution."""
 
     def __init__(self, config: ModelConfig, *, policy: Policy, rngs: nnx.Rngs):
         policy = policy.with_groups(config.norm_groups)
-        count = config.residual_blocks
+        convolve = convolution_of(config)
         widths = [config.channels * m for m in config.channel_multipliers]
-        self.conv_in = conv(config.z_channels, widths[-1], 3, policy=policy, rngs=rngs)
-        self.mid_block = _blocks(count, widths[-1], widths[-1], policy, rngs)
+        self.conv_in = convolve(config.z_channels, widths[-1], 3, policy=policy, rngs=rngs)
+        self.mid_block = _blocks(convolve, config.residual_blocks, widths[-1], widths[-1], policy, rngs)
         entering = [*widths[1:], widths[-1]]
-        self.up = nnx.List(
-            [UpLevel(count, entering[i], widths[i], i == 0, policy=policy, rngs=rngs) for i in range(len(widths))]
-        )
+        self.up = nnx.List([UpLevel(config, i, width, policy=policy, rngs=rngs) for i, width in enumerate(entering)])
         self.adaptive = nnx.List(
             [AdaptiveGroupNorm(config.z_channels, width, policy=policy, rngs=rngs) for width in entering]
         )
         self.norm_out = GroupNorm(widths[0], policy=policy)
-        self.conv_out = conv(widths[0], config.image_channels, 3, policy=policy, rngs=rngs)
+        self.conv_out = convolve(widths[0], config.image_channels, 3, policy=policy, rngs=rngs)
         self.remat = policy.remat
 
-    def features(self, z: Float[Array, "B h w Z"]) -> Float[Array, "B H W C"]:
+    def features(self, z: Float[Array, "B *s Z"]) -> Float[Array, "B *S C"]:
         """What the last convolution sees."""
         run = checkpointed(ResidualBlock.__call__, self.remat)
         x = self.conv_in(z)
@@ -164,6 +183,6 @@ class Decoder(nnx.Module):
                 x = level.upsample(x)
         return swish(self.norm_out(x))
 
-    def __call__(self, z: Float[Array, "B h w Z"]) -> Float[Array, "B H W 3"]:
-        """Images, unclamped."""
+    def __call__(self, z: Float[Array, "B *s Z"]) -> Float[Array, "B *S 3"]:
+        """Pixels, unclamped."""
         return self.conv_out(self.features(z))

@@ -1,6 +1,6 @@
 """Adversarial and reconstruction terms as pure functions of arrays; weighting and summing is the step's business.
 
-Logits are positive for real. Shape legend: B batch, H/W pixels, h/w patches.
+Logits are positive for real. Shape legend: B batch, S pixels of images (H W) or clips (T H W), s patches.
 References: Lim & Ye, Geometric GAN (hinge, 2017); Goodfellow et al. (2014); Tseng et al., LeCAM (2021).
 """
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Objective = Literal["hinge", "vanilla", "non_saturating"]
-Logits = Float[Array, "B h w 1"]
+Logits = Float[Array, "B *s 1"]
 
 
 class LecamAverages(NamedTuple):
@@ -52,7 +52,7 @@ def lecam_regularizer(averages: LecamAverages, real: Logits, fake: Logits) -> Fl
     return jnp.square(jax.nn.relu(real - averages.fake)).mean() + jnp.square(jax.nn.relu(averages.real - fake)).mean()
 
 
-def reconstruction_loss(images: Float[Array, "B H W C"], reconstructions: Float[Array, "B H W C"]) -> Float[Array, ""]:
+def reconstruction_loss(images: Float[Array, "B *S C"], reconstructions: Float[Array, "B *S C"]) -> Float[Array, ""]:
     """Mean absolute difference."""
     return jnp.abs(images - reconstructions).mean()
 

@@ -6,7 +6,7 @@ and the generator against the updated one. With `statistics_scope: global` the p
 over the global batch; with `per_device` it runs inside `shard_map`, every mean is over one device's images, and the
 gradients are averaged, as in data parallelism without synchronised statistics.
 
-Shape legend: A micro-batches, B batch, H/W pixels, h/w tokens, D code dimension.
+Shape legend: A micro-batches, B batch, S pixels of images (H W) or clips (T H W), s tokens, D code dimension.
 """
 
 from __future__ import annotations
@@ -37,10 +37,9 @@ from voken_jax.tokenizer.losses import (
 )
 from voken_jax.tokenizer.state import Players, TrainState
 
-Images = Float[Array, "B H W 3"]
+Images = Float[Array, "B *S 3"]
 Metrics = dict[str, Float[Array, ""]]
-Ids = Int[Array, "A B h w"]
-LAST_KERNEL = "decoder.conv_out.kernel"
+Ids = Int[Array, "A B *s"]
 
 
 class Perceptual(NamedTuple):
@@ -54,7 +53,7 @@ class Forward(NamedTuple):
     """What the generator's losses are computed from."""
 
     reconstruction: Images
-    features: Float[Array, "B H W C"]
+    features: Float[Array, "B *S C"]
     quantizer_loss: Float[Array, ""]
 
 
@@ -171,7 +170,7 @@ class TokenizerStep:
         metrics |= more
         return self._apply(state, "generator", grads, metrics), carry, metrics, ids
 
-    def _micro_batches(self, images: Images) -> Float[Array, "A b H W 3"]:
+    def _micro_batches(self, images: Images) -> Float[Array, "A b *S 3"]:
         """Every micro-batch takes its share from each device's images, so that none moves."""
         parts = self.config.optimizer.accumulate
         return images.reshape(images.shape[0] // parts, parts, *images.shape[1:]).swapaxes(0, 1)
@@ -295,14 +294,14 @@ class _Task:
         config = self.config.adversarial
         if config.generator_weight is not None:
             return jnp.asarray(config.generator_weight, forward.quantizer_loss.dtype)
-        generator = self.state.generator
+        generator, name = self.state.generator, f"{self.config.last_layer}.kernel"
 
         def last(kernel: Array) -> Images:
-            model = self.players.autoencoder.bind({**generator, LAST_KERNEL: kernel})
+            model = self.players.autoencoder.bind({**generator, name: kernel})
             images = model.decoder.conv_out(forward.features)
             return images.astype(forward.reconstruction.dtype)
 
-        _, pull = jax.vjp(last, generator[LAST_KERNEL])
+        _, pull = jax.vjp(last, generator[name])
         return config.adaptive_scale * adaptive_weight(pull(nll_slope)[0], pull(slope)[0])
 
     def discriminator_pass(
@@ -316,7 +315,7 @@ class _Task:
             real, buffers = self.judge(discriminator, carry.buffers, images)
             fake, buffers = self.judge(discriminator, buffers, fake_images)
             moved = update_lecam(carry.lecam, real, fake, config.lecam_decay)
-            if self.config.quantizer.kind != "lfq":
+            if not self.config.lecam_from_start:
                 moved = jax.tree.map(lambda new, old: jnp.where(self.factor > 0, new, old), moved, carry.lecam)
             regularizer = lecam_regularizer(moved, real, fake)
             plain = discriminator_loss(real, fake, config.objective)

@@ -1,7 +1,8 @@
-"""The image autoencoder around a quantizer: encoder, quantizer parameters if any, decoder, under the published names.
+"""The autoencoder around a quantizer: encoder, quantizer parameters if any, decoder, under the published names.
 
-Images are channels first, as PyTorch's networks are; latents and codes are code dimension last, as the quantizers take
-them in both frameworks. Shape legend: B batch, H/W pixels, h/w tokens, D code dimension, K codes, C features.
+Pixels are channels first, as PyTorch's networks are; latents and codes are code dimension last, as the quantizers take
+them in both frameworks. Shape legend: B batch, S pixels (H W of images, T H W of clips), s tokens (h w, or t h w),
+D code dimension, K codes, C features.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Quantized(Protocol):
     """What the decoder needs of a quantizer's result, and what the losses do."""
 
     @property
-    def codes(self) -> Float[Tensor, "B h w D"]:
+    def codes(self) -> Float[Tensor, "B *s D"]:
         """Chosen codes."""
 
     @property
@@ -46,7 +47,7 @@ class Autoencoder(nn.Module):
     def __init__(self, model: ModelConfig, quantizer: QuantizerConfig, policy: Policy | None = None):
         super().__init__()
         policy = policy or Policy()
-        network = magvit2 if model.network == "magvit2" else vqgan
+        network = vqgan if model.network == "vqgan" else magvit2
         self.encoder = network.Encoder(model, policy)
         self.decoder = network.Decoder(model, policy)
         self.stochastic = model.dropout > 0
@@ -61,8 +62,8 @@ class Autoencoder(nn.Module):
         return self.get_parameter(CODEBOOK) if hasattr(self, "quantize") else None
 
     def forward(
-        self, x: Float[Tensor, "B 3 H W"], quantize: Callable[[Tensor, Tensor | None], Quantized]
-    ) -> tuple[Float[Tensor, "B 3 H W"], dict[str, Tensor]]:
+        self, x: Float[Tensor, "B 3 *S"], quantize: Callable[[Tensor, Tensor | None], Quantized]
+    ) -> tuple[Float[Tensor, "B 3 *S"], dict[str, Tensor]]:
         """Reconstruction and the quantizer's terms in one call, as parallel training wants it.
 
         `quantize` takes latents and codebook.
@@ -70,20 +71,20 @@ class Autoencoder(nn.Module):
         quantized = quantize(self.encode(x), self.codebook)
         return self.decode(quantized.codes), quantized.terms
 
-    def encode(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
+    def encode(self, x: Float[Tensor, "B 3 *S"]) -> Float[Tensor, "B *s D"]:
         """Latents before quantization; x in [-1, 1]."""
         latents = self.encoder(x)
         if hasattr(self, "quant_conv"):
             latents = self.quant_conv(latents)
         return latents.movedim(1, -1)
 
-    def features(self, codes: Float[Tensor, "B h w D"]) -> Float[Tensor, "B C H W"]:
+    def features(self, codes: Float[Tensor, "B *s D"]) -> Float[Tensor, "B C *S"]:
         """What the decoder's last convolution sees."""
         codes = codes.movedim(-1, 1)
         if hasattr(self, "post_quant_conv"):
             codes = self.post_quant_conv(codes)
         return self.decoder.features(codes)
 
-    def decode(self, codes: Float[Tensor, "B h w D"]) -> Float[Tensor, "B 3 H W"]:
-        """Images, unclamped, in float32 at least."""
+    def decode(self, codes: Float[Tensor, "B *s D"]) -> Float[Tensor, "B 3 *S"]:
+        """Pixels, unclamped, in float32 at least."""
         return at_least_float32(self.decoder.conv_out(self.features(codes)))

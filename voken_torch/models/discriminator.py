@@ -1,10 +1,13 @@
 """Discriminators: the patch discriminator with batch norm, and the blur discriminator with group norm.
 
 References: Isola et al., pix2pix (2017); Yu et al., MAGVIT-v2 (2023). Parameter names are slot numbers of the published
-sequences. Shape legend: B batch, H/W pixels, h/w patches, C channels.
+sequences. Shape legend: B batch, H/W pixels, S pixels of an image (H W) or a clip (T H W), s patches, C channels.
 """
 
 from __future__ import annotations
+
+import functools
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +16,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from voken_common.config.tokenizer import BlurConfig, DiscriminatorConfig, PatchGANConfig
+from voken_common.config.video import PatchGAN3DConfig
 from voken_torch.device.kernels import at_least_float32
 from voken_torch.models.layers import GroupNorm, conv
 from voken_torch.quantizers.blocks import ReduceMean
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm in float32 at least; with `reduce_mean`, its statistics are those of all `processes` together.
+    """Batch norm of images and clips in float32 at least; with `reduce_mean`, over all `processes` together.
 
     In training mode every call normalises with its own statistics and moves the running ones, the unbiased variance
     among them.
@@ -28,17 +32,21 @@ class BatchNorm(nn.BatchNorm2d):
     reduce_mean: ReduceMean | None = None
     processes: int = 1
 
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def forward(self, x: Float[Tensor, "B C *S"]) -> Float[Tensor, "B C *S"]:
         """Same shape and dtype."""
         wide = at_least_float32(x)
         if self.training and self.reduce_mean is not None:
             return self._synchronised(wide, self.reduce_mean).to(x.dtype)
         return super().forward(wide).to(x.dtype)
 
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of axes: nothing here is particular to images."""
+
     def _synchronised(self, x: Float[Tensor, "B C H W"], reduce_mean: ReduceMean) -> Float[Tensor, "B C H W"]:
-        mean = reduce_mean(x.mean(dim=(0, 2, 3)))
-        centred = x - mean[:, None, None]
-        variance = reduce_mean(centred.square().mean(dim=(0, 2, 3)))
+        positions, shape = (0, *range(2, x.ndim)), (-1, *(1,) * (x.ndim - 2))
+        mean = reduce_mean(x.mean(dim=positions))
+        centred = x - mean.reshape(shape)
+        variance = reduce_mean(centred.square().mean(dim=positions))
         with torch.no_grad():
             count = self.processes * x.numel() // x.shape[1]
             unbiased = variance * (count / max(count - 1, 1))
@@ -47,29 +55,32 @@ class BatchNorm(nn.BatchNorm2d):
                 running.lerp_(new.to(running.dtype), 0.1)
             self.get_buffer("num_batches_tracked").add_(1)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return centred * scale.reshape(shape) + self.bias.reshape(shape)
 
 
 class PatchGAN(nn.Module):
-    """4x4 convolutions with batch norm and leaky ReLU 0.2; one logit per patch."""
+    """Convolutions with batch norm and leaky ReLU 0.2; one logit per patch. 4x4 over images, 3x3x3 over clips."""
 
-    def __init__(self, config: PatchGANConfig, image_channels: int):
+    def __init__(self, config: PatchGANConfig | PatchGAN3DConfig, image_channels: int):
         super().__init__()
+        convolution: Any = functools.partial(nn.Conv2d, kernel_size=4, padding=1)
+        if isinstance(config, PatchGAN3DConfig):
+            convolution = functools.partial(nn.Conv3d, kernel_size=3, padding=1)
         widths = [config.channels * min(2**n, 8) for n in range(config.layers + 1)]
-        layers: list[nn.Module] = [conv(image_channels, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        strides = config.strides
+        layers: list[nn.Module] = [convolution(image_channels, widths[0], stride=strides[0]), nn.LeakyReLU(0.2)]
         for n in range(1, config.layers + 1):
-            stride = 2 if n < config.layers else 1
-            layers.append(conv(widths[n - 1], widths[n], 4, stride=stride, bias=False, padding=1))
+            layers.append(convolution(widths[n - 1], widths[n], stride=strides[n], bias=False))
             layers += [BatchNorm(widths[n]), nn.LeakyReLU(0.2)]
-        layers.append(conv(widths[-1], 1, 4, padding=1))
+        layers.append(convolution(widths[-1], 1, stride=strides[-1]))
         self.main = nn.Sequential(*layers)
         for layer in layers:
-            if isinstance(layer, nn.Conv2d):
+            if isinstance(layer, nn.Conv2d | nn.Conv3d):
                 nn.init.normal_(layer.weight, 0.0, 0.02)
             elif isinstance(layer, BatchNorm):
                 nn.init.normal_(layer.weight, 1.0, 0.02)
 
-    def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 h w"]:
+    def forward(self, x: Float[Tensor, "B 3 *S"]) -> Float[Tensor, "B 1 *s"]:
         """Logits in float32 at least; positive means real."""
         return at_least_float32(self.main(x))
 
@@ -131,9 +142,9 @@ class BlurDiscriminator(nn.Module):
 
 def build_discriminator(config: DiscriminatorConfig, image_channels: int) -> PatchGAN | BlurDiscriminator:
     """The discriminator a configuration names."""
-    if isinstance(config, PatchGANConfig):
-        return PatchGAN(config, image_channels)
-    return BlurDiscriminator(config, image_channels)
+    if isinstance(config, BlurConfig):
+        return BlurDiscriminator(config, image_channels)
+    return PatchGAN(config, image_channels)
 
 
 def synchronise_batch_norms(network: nn.Module, reduce_mean: ReduceMean, processes: int) -> None:

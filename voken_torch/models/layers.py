@@ -7,6 +7,7 @@ Shape legend: B batch, H/W height and width, C channels, S any spatial axes, L p
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -50,11 +51,17 @@ class Policy:
 
 
 def conv(
-    in_channels: int, out_channels: int, size: int, *, stride: int = 1, bias: bool = True, padding: int | None = None
+    in_channels: int,
+    out_channels: int,
+    size: int,
+    *,
+    stride: int | tuple[int, ...] = 1,
+    bias: bool = True,
+    padding: int | None = None,
 ) -> nn.Conv2d:
     """2-D convolution; `padding` defaults to size // 2 on every side."""
     padding = size // 2 if padding is None else padding
-    return nn.Conv2d(in_channels, out_channels, size, stride=stride, padding=padding, bias=bias)
+    return nn.Conv2d(in_channels, out_channels, size, stride=stride, padding=padding, bias=bias)  # type: ignore[arg-type]
 
 
 class GroupNorm(nn.GroupNorm):
@@ -68,11 +75,17 @@ class GroupNorm(nn.GroupNorm):
         return super().forward(at_least_float32(x)).to(x.dtype)
 
 
-def depth_to_space(x: Float[Tensor, "B 4C H W"]) -> Float[Tensor, "B C 2H 2W"]:
-    """Channels (row offset, column offset, C) to pixels: out[c, 2h+i, 2w+j] = in[(2i + j)C + c, h, w]."""
-    batch, channels, height, width = x.shape
-    parts = x.reshape(batch, 2, 2, channels // 4, height, width)
-    return parts.permute(0, 3, 4, 1, 5, 2).reshape(batch, channels // 4, 2 * height, 2 * width)
+def depth_to_space(x: Float[Tensor, "B kC *S"], factor: tuple[int, ...] = (2, 2)) -> Float[Tensor, "B C *kS"]:
+    """Channels (offset along each axis, C) to positions, `factor` the enlargement of each axis in S.
+
+    Over images: out[c, 2h+i, 2w+j] = in[(2i + j)C + c, h, w].
+    """
+    batch, channels, *sides = x.shape
+    axes, width = len(sides), channels // math.prod(factor)
+    parts = x.reshape(batch, *factor, width, *sides)
+    order = [place for axis in range(axes) for place in (axes + 2 + axis, axis + 1)]
+    large = [side * times for side, times in zip(sides, factor, strict=True)]
+    return parts.permute(0, axes + 1, *order).reshape(batch, width, *large)
 
 
 def upsample_nearest(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C 2H 2W"]:

@@ -1,7 +1,7 @@
 """LPIPS v0.1: distance between VGG16 features, for training (Zhang et al., 2018). Never trained, no dropout.
 
 Parameter names are those of the published checkpoints (`net.slice1.0.weight`, `lin0.model.1.weight`).
-Shape legend: B batch, H/W pixels, h/w positions, C channels.
+Shape legend: B batch, H/W pixels, S pixels of an image (H W) or a clip (T H W), h/w positions, C channels.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Head(nn.Module):
 
 
 class LPIPS(nn.Module):
-    """Perceptual distance of two images; its weights take no gradient."""
+    """Perceptual distance of two images, or of two clips frame by frame; its weights take no gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,8 +94,11 @@ class LPIPS(nn.Module):
             setattr(self, f"lin{i}", Head(layers[-1][1]))
         self.requires_grad_(False)
 
-    def forward(self, x: Float[Tensor, "B 3 H W"], y: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
-        """x, y in [-1, 1]; one distance per image, in float32 at least."""
+    def forward(self, x: Float[Tensor, "B 3 *S"], y: Float[Tensor, "B 3 *S"]) -> Float[Tensor, " B"]:
+        """x, y in [-1, 1]; one distance per image, or the mean over a clip's frames, in float32 at least."""
+        if x.ndim == 5:
+            frames = self(*(clip.transpose(1, 2).flatten(0, 1) for clip in (x, y)))
+            return frames.unflatten(0, (x.shape[0], x.shape[2])).mean(dim=1)
         total = x.new_zeros(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))
         for i, (a, b) in enumerate(zip(*(self.net(self.scaling_layer(image)) for image in (x, y)), strict=True)):
             difference = (_unit(a) - _unit(b)).square()

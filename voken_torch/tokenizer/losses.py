@@ -1,6 +1,6 @@
 """Adversarial and reconstruction terms as functions of tensors; weighting and summing is the step's business.
 
-Logits are positive for real. Shape legend: B batch, H/W pixels, h/w patches.
+Logits are positive for real. Shape legend: B batch, S pixels of images (H W) or clips (T H W), s patches.
 References: Lim & Ye, Geometric GAN (hinge, 2017); Goodfellow et al. (2014); Tseng et al., LeCAM (2021).
 """
 
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Objective = Literal["hinge", "vanilla", "non_saturating"]
-Logits = Float[Tensor, "B 1 h w"]
+Logits = Float[Tensor, "B 1 *s"]
 
 
 class LecamAverages(NamedTuple):
@@ -54,9 +54,7 @@ def lecam_regularizer(averages: LecamAverages, real: Logits, fake: Logits) -> Fl
     return F.relu(real - averages.fake).square().mean() + F.relu(averages.real - fake).square().mean()
 
 
-def reconstruction_loss(
-    images: Float[Tensor, "B C H W"], reconstructions: Float[Tensor, "B C H W"]
-) -> Float[Tensor, ""]:
+def reconstruction_loss(images: Float[Tensor, "B C *S"], reconstructions: Float[Tensor, "B C *S"]) -> Float[Tensor, ""]:
     """Mean absolute difference."""
     return (images - reconstructions).abs().mean()
 

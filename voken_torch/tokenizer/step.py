@@ -5,7 +5,7 @@ gradient norm that is not finite raises `NonFiniteError` and leaves the state as
 and the discriminator on the same reconstruction; IBQ and VQ update the discriminator first and the generator against
 the updated one. Several processes each bring their share of the batch; see `sharding` for the scope of statistics.
 
-Shape legend: B batch, H/W pixels.
+Shape legend: B batch, S pixels of images (H W) or clips (T H W), s tokens.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from voken_torch.tokenizer.losses import (
 )
 from voken_torch.tokenizer.state import Kept, Players, Seeded, TrainState
 
-Images = Float[Tensor, "B 3 H W"]
+Images = Float[Tensor, "B 3 *S"]
 Scalar = Float[Tensor, ""]
 Metrics = dict[str, Scalar]
 
@@ -59,7 +59,7 @@ class Forward(NamedTuple):
 
     reconstruction: Images
     terms: Metrics
-    ids: Int[Tensor, "B h w"]
+    ids: Int[Tensor, "B *s"]
 
 
 class _GeneratorPass(nn.Module):
@@ -159,9 +159,15 @@ class TokenizerStep:
 
     def _micro_batches(self, images: Images) -> list[Images]:
         parts, channels = self.config.optimizer.accumulate, self.config.model.image_channels
-        if images.ndim != 4 or images.shape[1] != channels or images.shape[0] % parts or images.shape[0] == 0:
+        axes = "T, H, W" if self.config.model.is_video else "H, W"
+        if (
+            images.ndim != 2 + len(axes.split())
+            or images.shape[1] != channels
+            or images.shape[0] % parts
+            or images.shape[0] == 0
+        ):
             raise ValueError(
-                f"images have shape {tuple(images.shape)}: expected (B, {channels}, H, W) with B a multiple of "
+                f"images have shape {tuple(images.shape)}: expected (B, {channels}, {axes}) with B a multiple of "
                 f"optimizer.accumulate {parts}"
             )
         dtype = getattr(torch, self.config.precision.param_dtype)
@@ -276,7 +282,7 @@ class _Task:
         config = self.config.adversarial
         if config.generator_weight is not None:
             return nll_slope.new_tensor(config.generator_weight)
-        last = self.step.players.autoencoder.decoder.conv_out.weight
+        last = self.step.players.autoencoder.get_parameter(f"{self.config.last_layer}.weight")
         gradients = [
             torch.autograd.grad(reconstruction, last, cotangent, retain_graph=True)[0]
             for cotangent in (nll_slope, slope)
@@ -290,7 +296,7 @@ class _Task:
         config, reduce = self.config.adversarial, self.step.reduce_statistics
         with self.autocast(), without_exchange(self.step.discriminator, not last):
             real, fake = self.step.discriminator(images, reconstruction)
-        if self.factor > 0 or self.config.quantizer.kind == "lfq":
+        if self.factor > 0 or self.config.lecam_from_start:
             means = [logits.detach().mean() for logits in (real, fake)]
             real_mean, fake_mean = means if reduce is None else [reduce(mean) for mean in means]
             self.lecam = update_lecam(self.lecam, real_mean, fake_mean, config.lecam_decay)
