@@ -294,7 +294,7 @@ def two_runs(framework: Framework) -> str:
 
 def lock_in_process(framework: Framework) -> str:
     """The same without a second process."""
-    from voken_common.training.lock import RunLock
+    from voken_common.checkpoints.lock import RunLock
 
     workdir = interrupted(framework, "locked")
     with RunLock(workdir):

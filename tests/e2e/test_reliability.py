@@ -273,7 +273,7 @@ def test_profile_leaves_a_trace(undisturbed):
 
 
 def test_a_held_directory_is_told_by_the_command(tmp_path, capsys):
-    from voken_common.training.lock import RunLock
+    from voken_common.checkpoints.lock import RunLock
     from voken_torch.train import main
 
     with RunLock(tmp_path / "run"):

@@ -15,9 +15,9 @@ from pydantic import (
     model_validator,
 )
 
-from voken_common.data.storage.retry import DEFAULT_SECONDS
-
 NonEmpty = Annotated[str, Field(min_length=1)]
+RETRY_SECONDS = 300.0
+"""How long a read that fails for a reason that may pass is tried again, by default."""
 
 
 class DataSection(BaseModel):
@@ -156,7 +156,7 @@ class DataConfig(DataSection):
     """Grain worker processes of the training input; 0 decodes in threads of the main process."""
     read_threads: PositiveInt = 1
     """Batches that each worker process reads at a time; more hide the waiting for an object store."""
-    retry_seconds: NonNegativeFloat = DEFAULT_SECONDS
+    retry_seconds: NonNegativeFloat = RETRY_SECONDS
     """How long a read that fails for a reason that may pass (network, store, disk) is tried again before it stops the
     run; a file that is not there is a bad image at once."""
     max_bad_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.001

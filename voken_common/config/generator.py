@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from voken_common.config.data import DataConfig
+from voken_common.config.data import RETRY_SECONDS, DataConfig
 from voken_common.config.sampling import Guidance, Sampling
 from voken_common.config.tokenizer import (
     Fraction,
@@ -18,7 +18,6 @@ from voken_common.config.tokenizer import (
     TrainingConfig,
 )
 from voken_common.config.transformer import TransformerConfig
-from voken_common.data.storage.retry import DEFAULT_SECONDS
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
@@ -34,7 +33,7 @@ class TokenDataConfig(Section):
     """Instead of shards: images for training and, if it names some, for validation; `tokenizer` encodes them."""
     workers: NonNegativeInt = 0
     """Processes that read shards; images have workers of their own."""
-    retry_seconds: NonNegativeFloat = DEFAULT_SECONDS
+    retry_seconds: NonNegativeFloat = RETRY_SECONDS
     """How long a read of a shard that fails for a reason that may pass (network, disk) is tried again before it stops
     the run; images have a setting of their own."""
 

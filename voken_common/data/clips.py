@@ -13,9 +13,10 @@ from jaxtyping import UInt8
 from voken_common.config.data import DataConfig
 from voken_common.data import transforms
 from voken_common.data.bad_images import BadImage
+from voken_common.data.decode import MAX_ASPECT
 from voken_common.data.errors import ImageDecodeError
-from voken_common.data.images import MAX_ASPECT, SampleLoader
-from voken_common.data.sources.build import ImageSource
+from voken_common.data.images import SampleLoader
+from voken_common.data.sources.base import ImageSource
 from voken_common.data.sources.video import ClipReader, VideoFolder
 
 

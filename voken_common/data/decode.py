@@ -11,7 +11,15 @@ from PIL import Image, ImageOps
 
 from voken_common.data.errors import ImageDecodeError
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+MAX_ASPECT = 256
+"""No photograph comes near; resizing the short side of a line of pixels would need gigabytes."""
 _SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
+
+
+def is_image_name(name: str) -> bool:
+    """Tell by its suffix whether a file without its folder is an image; hidden files are none."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 def decode_image(

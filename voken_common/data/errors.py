@@ -3,7 +3,13 @@
 All of them take one message, so that they survive the trip out of a worker process.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 from voken_common.errors import UserError
+
+_SHOWN = 5
 
 
 class DataError(UserError):
@@ -20,3 +26,9 @@ class ReadError(DataError):
 
 class TooManyBadImagesError(DataError):
     """More undecodable images than `max_bad_fraction` allows."""
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few, and how many more."""
+    shown = ", ".join(names[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown

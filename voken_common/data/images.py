@@ -16,16 +16,14 @@ from PIL import Image
 from voken_common.config.data import DataConfig
 from voken_common.data import transforms
 from voken_common.data.bad_images import BadImage, BadImageLimit
-from voken_common.data.decode import open_image
+from voken_common.data.decode import MAX_ASPECT, open_image
 from voken_common.data.errors import ImageDecodeError
-from voken_common.data.sources.build import ImageSource
+from voken_common.data.sources.base import ImageSource
 from voken_common.data.storage.files import folder_expected
 from voken_common.data.storage.retry import Patience, reason
 
 T = TypeVar("T")
 
-MAX_ASPECT = 256
-"""No photograph comes near; resizing the short side of a line of pixels would need gigabytes."""
 _CACHE_LOCKS = tuple(threading.Lock() for _ in range(64))
 """Threads share a cache; images are spread over these locks by index. Not in the loader, which travels to workers."""
 

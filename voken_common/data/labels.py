@@ -15,8 +15,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Int32
 
-from voken_common.data.errors import DataError
-from voken_common.data.sources.listing import some
+from voken_common.data.errors import DataError, some
 
 logger = logging.getLogger("voken.data")
 

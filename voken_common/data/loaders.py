@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from voken_common.config.data import DataConfig
 from voken_common.data.images import TrainSample, ValidationRow
-from voken_common.data.sources.build import ImageSource
+from voken_common.data.sources.base import ImageSource
 
 if TYPE_CHECKING:
     from voken_common.data.clips import TrainClip, ValidationClip

@@ -19,7 +19,8 @@ from voken_common.data.bad_images import BadImageLog
 from voken_common.data.errors import DataError
 from voken_common.data.loaders import training_samples, validation_rows
 from voken_common.data.order import Placement, PositionedBatches, check_process, grain, in_a_thread
-from voken_common.data.sources.build import ImageSource, build_source, classes_of
+from voken_common.data.sources.base import ImageSource
+from voken_common.data.sources.build import build_source, classes_of
 
 
 def _collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -12,13 +12,12 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from voken_common.atomic_write import replacing
-from voken_common.data.decode import decode_image
+from voken_common.data.decode import IMAGE_SUFFIXES, decode_image, is_image_name
 from voken_common.data.transforms import to_float
 from voken_common.metrics import psnr
 from voken_common.pixels import pad_to_multiple, to_uint8
 from voken_common.visual import save_png, side_by_side
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 PICTURE_IMAGES = 16
 
 
@@ -40,9 +39,9 @@ def find_images(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"--input {path}: no such file or folder")
-    images = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+    images = sorted(p for p in path.rglob("*") if is_image_name(p.name))
     if not images:
-        raise FileNotFoundError(f"--input {path}: no image in it; looked for {', '.join(sorted(SUFFIXES))}")
+        raise FileNotFoundError(f"--input {path}: no image in it; looked for {', '.join(IMAGE_SUFFIXES)}")
     return images
 
 

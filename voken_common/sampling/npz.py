@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from voken_common.atomic_write import replacing
+from voken_common.checkpoints.lock import RunLock
 from voken_common.errors import WorkdirError
-from voken_common.training.lock import RunLock
 
 NAME = "arr_0.npy"
 _RECORD = "settings.json"

@@ -43,13 +43,12 @@ from voken_common.config.tokenizer import CheckpointConfig
 from voken_common.errors import CheckpointError
 from voken_jax.checkpoints.checksums import needed_items, step_path, step_problems, visible_problems
 from voken_jax.checkpoints.orbax_messages import hush
-from voken_jax.generator.step import GeneratorState
 from voken_jax.parallel.distributed import gather_objects
-from voken_jax.tokenizer.losses import LecamAverages
-from voken_jax.tokenizer.state import TrainState
 
-AnyState = TrainState | GeneratorState
 AnyCheckpointConfig = CheckpointConfig | GeneratorCheckpointConfig
+State = Any
+"""A training state: a dataclass with at least `step`, `generator` and `generator_ema`, the latter two dictionaries of
+weights by name. Where it has `lecam`, that is a named tuple of averages, one entry per statistics scope."""
 
 DATA_FILE = Path("data", "process_0-of-1.json")
 """Grain's file of the iterator's state, inside a step; processes of a larger run write one each, all the same."""
@@ -94,7 +93,7 @@ class Checkpoints:
 
     def save(
         self,
-        state: AnyState,
+        state: State,
         config: AnyConfig,
         iterator: grain.DatasetIterator,
         metrics: dict[str, float],
@@ -117,14 +116,14 @@ class Checkpoints:
             self._manager.save(step, args=items)
         self._steps.changed()
 
-    def restore(self, abstract: Any, iterator: grain.DatasetIterator) -> Any:
+    def restore(self, abstract: State, iterator: grain.DatasetIterator) -> State:
         """The newest step, onto the shapes and shardings of `abstract`; the iterator is moved to its position.
 
         Numbers of devices and processes may differ from those of the run that saved it; LeCAM averages of another
         number of devices become their mean. Averages of weights that the step has none of start at the weights.
 
         Args:
-            abstract: a TrainState or GeneratorState of ShapeDtypeStructs.
+            abstract: the state as ShapeDtypeStructs.
             iterator: the training data.
 
         Returns:
@@ -142,13 +141,13 @@ class Checkpoints:
                 f"{folder} holds weights for inference and no training state, so training cannot continue from it; "
                 "use another --workdir"
             )
-        own: Any = abstract.lecam.real if isinstance(abstract, TrainState) else None
-        entries = None if own is None else _lecam_entries(folder)
-        fits = own is None or own.shape == (entries,)
+        lecam: Any = getattr(abstract, "lecam", None)
+        entries = None if lecam is None else _lecam_entries(folder)
+        fits = lecam is None or lecam[0].shape == (entries,)
         if not fits:
-            everywhere = NamedSharding(own.sharding.mesh, PartitionSpec())
-            saved: Any = jax.ShapeDtypeStruct((entries,), own.dtype, sharding=everywhere)
-            items["rest"]["lecam"] = LecamAverages(saved, saved)
+            everywhere = NamedSharding(lecam[0].sharding.mesh, PartitionSpec())
+            saved: Any = jax.ShapeDtypeStruct((entries,), lecam[0].dtype, sharding=everywhere)
+            items["rest"]["lecam"] = jax.tree.map(lambda _: saved, lecam)
         begins = "generator_ema" in items and not (folder / "generator_ema").is_dir()
         if begins:
             del items["generator_ema"]
@@ -161,8 +160,9 @@ class Checkpoints:
         if begins:
             state = dataclasses.replace(state, generator_ema=jax.tree.map(jnp.copy, state.generator))
         if not fits:
-            spread = jax.jit(lambda values: jnp.broadcast_to(values.mean(), own.shape), out_shardings=own.sharding)
-            state = state.replace(lecam=jax.tree.map(spread, state.lecam))
+            shape, where = lecam[0].shape, lecam[0].sharding
+            spread = jax.jit(lambda values: jnp.broadcast_to(values.mean(), shape), out_shardings=where)
+            state = dataclasses.replace(state, lecam=jax.tree.map(spread, state.lecam))
         return state
 
     def meta(self, step: int) -> Meta:
@@ -312,7 +312,7 @@ def _lecam_entries(step_folder: Path) -> int:
         handler.close()
 
 
-def _items(state: AnyState) -> dict[str, Any]:
+def _items(state: State) -> dict[str, Any]:
     """The parts of a state that are items of their own, and the rest; averages only where there are any."""
     rest = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     weights = {name: rest.pop(name) for name in ("generator", "generator_ema")}

@@ -19,10 +19,10 @@ from voken_jax.dry_run.budget import Budget, Machine, communication, lines, matr
 from voken_jax.generator.step import GeneratorStep, abstract_generator_state
 from voken_jax.optimization.optim import build_generator_optimizer, build_optimizer
 from voken_jax.parallel.sharding import batch_sharding, check_batch, make_mesh
+from voken_jax.parallel.task import shardings_of, size_of
 from voken_jax.tokenizer.perceptual import build_lpips
 from voken_jax.tokenizer.state import abstract_state, build_generator_network, build_players
 from voken_jax.tokenizer.step import Perceptual, TokenizerStep
-from voken_jax.training.task import shardings_of, size_of
 
 NOMINAL_STEPS = 1000
 """Schedules need a length; it changes no shape, so any will do here."""

@@ -27,8 +27,8 @@ from voken_jax.models.functional import Weights
 from voken_jax.models.stacked import in_state, stack_layers, unstack_layers
 from voken_jax.optimization.optim import build_generator_optimizer
 from voken_jax.parallel.sharding import check_batch, make_mesh, with_shardings
+from voken_jax.parallel.task import Metrics, Task, shardings_of, size_of
 from voken_jax.tokenizer.state import build_generator_network
-from voken_jax.training.task import Metrics, Task, shardings_of, size_of
 
 logger = logging.getLogger("voken")
 

@@ -14,7 +14,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from voken_common.config.tokenizer import IBQConfig, LFQConfig, QuantizerConfig
-from voken_jax.models.layers import at_least_float32
 from voken_jax.quantizers.ibq import IBQOutput, ibq, ibq_encode
 from voken_jax.quantizers.lfq import indices_to_codes, lfq, lfq_indices
 from voken_jax.quantizers.sharded import ibq_sharded
@@ -36,7 +35,7 @@ def quantize(
     config: QuantizerConfig, latents: Float[Array, "B h w D"], codebook: Codebook, mesh: Mesh | None = None
 ) -> Quantized:
     """Quantize with all training terms, computed in float32 at least."""
-    latents = at_least_float32(latents)
+    latents = _wide(latents)
     budget = config.memory_budget_mb * MIB
     if isinstance(config, LFQConfig):
         out = lfq(
@@ -94,7 +93,7 @@ def encode_indices(
     config: QuantizerConfig, latents: Float[Array, "B h w D"], codebook: Codebook
 ) -> Int[Array, "B h w"]:
     """Ids only: no losses, and streaming over the codebook where there is one."""
-    latents = at_least_float32(latents)
+    latents = _wide(latents)
     if isinstance(config, LFQConfig):
         return lfq_indices(latents)
     budget = config.memory_budget_mb * MIB
@@ -115,6 +114,10 @@ def code_indices(config: QuantizerConfig, codes: Float[Array, "B h w D"], codebo
     if isinstance(config, LFQConfig):
         return lfq_indices(codes)
     return vq_encode(codes, _required(codebook), memory_budget_bytes=config.memory_budget_mb * MIB)
+
+
+def _wide(latents: Float[Array, "B h w D"]) -> Float[Array, "B h w D"]:
+    return latents.astype(jnp.promote_types(latents.dtype, jnp.float32))
 
 
 def _required(codebook: Codebook) -> Float[Array, "K D"]:

@@ -15,11 +15,11 @@ from voken_common.training.log import SHOWN, RunLog
 from voken_common.training.validation import report
 from voken_jax.optimization.optim import build_optimizer
 from voken_jax.parallel.sharding import batch_sharding, check_batch, make_mesh
+from voken_jax.parallel.task import Metrics, Task, shardings_of, size_of
 from voken_jax.tokenizer.perceptual import load_perceptual
 from voken_jax.tokenizer.state import TrainState, abstract_state, build_players, create_state
 from voken_jax.tokenizer.step import TokenizerStep
 from voken_jax.tokenizer.validation import Validator
-from voken_jax.training.task import Metrics, Task, shardings_of, size_of
 
 logger = logging.getLogger("voken")
 

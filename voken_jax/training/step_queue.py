@@ -26,8 +26,8 @@ from voken_common.errors import NonFiniteError
 from voken_common.training.collapse import CodeUse
 from voken_common.training.health import SKIPPED, save_failed_batch
 from voken_jax.optimization.codebook_usage import SeenCodes, distinct, nothing_seen, see
+from voken_jax.parallel.task import Metrics, Task
 from voken_jax.tokenizer.step import failed_terms
-from voken_jax.training.task import Metrics, Task
 
 logger = logging.getLogger("voken")
 

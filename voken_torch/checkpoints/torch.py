@@ -38,10 +38,21 @@ from voken_common.config.loading import AnyConfig
 from voken_common.config.tokenizer import CheckpointConfig
 from voken_common.errors import CheckpointError
 from voken_torch.parallel.sharding import gather_objects, gathered, process_index
-from voken_torch.training.task import State
 
 FORMAT = "voken"
 _UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
+
+
+class State(Protocol):
+    """Everything that changes between two steps; its tensors change in place."""
+
+    step: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as nested dictionaries of tensors."""
+
+    def load_dict(self, values: dict[str, Any]) -> None:
+        """Inverse of `to_dict`."""
 
 
 class Positioned(Protocol):

@@ -27,7 +27,7 @@ from voken_torch.generator.step import (
 from voken_torch.generator.validation import GeneratorValidator
 from voken_torch.models.generator import Adaptive, Factorized
 from voken_torch.parallel.sharding import process_count, process_index
-from voken_torch.training.task import Metrics, Task, size_of, tell
+from voken_torch.parallel.task import Metrics, Task, size_of, tell
 
 
 def open_tokens(config: GeneratorConfig) -> Any:

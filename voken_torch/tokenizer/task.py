@@ -13,11 +13,11 @@ from voken_common.training.validation import report
 from voken_torch.device.runtime import Runtime
 from voken_torch.device.transfer import on_device
 from voken_torch.parallel.sharding import process_count, process_index
+from voken_torch.parallel.task import Metrics, Task, size_of, tell
 from voken_torch.tokenizer.perceptual import load_perceptual
 from voken_torch.tokenizer.state import TrainState, create_state
 from voken_torch.tokenizer.step import TokenizerStep
 from voken_torch.tokenizer.validation import Validator
-from voken_torch.training.task import Metrics, Task, size_of, tell
 
 
 def open_images(config: Config) -> Any:

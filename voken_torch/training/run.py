@@ -9,10 +9,10 @@ import torch
 
 from voken_common.atomic_write import replacing
 from voken_common.checkpoints.frozen_tokenizer import tokenizer_of_run
+from voken_common.checkpoints.lock import held
 from voken_common.checkpoints.steps import Progress, check_same_run
 from voken_common.config.loading import AnyConfig, to_yaml
 from voken_common.config.tokenizer import Config
-from voken_common.training.lock import held
 from voken_common.training.log import StopRequest
 from voken_common.training.loop import Hooks, RunLoop
 from voken_common.training.profiling import FOLDER, Profiler
@@ -21,9 +21,9 @@ from voken_torch.device.runtime import Runtime
 from voken_torch.device.transfer import placing
 from voken_torch.generator.task import GeneratorTask, open_tokens
 from voken_torch.parallel.sharding import any_process, check_config, process_count, process_index, wait_for_all
+from voken_torch.parallel.task import Task, tell
 from voken_torch.tokenizer.task import TokenizerTask, open_images
 from voken_torch.training.step_queue import Steps
-from voken_torch.training.task import Task, tell
 
 
 def train(config: AnyConfig, workdir: Path, runtime: Runtime | None = None, profile: int = 0) -> dict[str, float]:

@@ -13,7 +13,7 @@ from voken_common.errors import NonFiniteError
 from voken_common.training.collapse import CodeUse
 from voken_common.training.health import SKIPPED, save_failed_batch
 from voken_torch.parallel.sharding import process_count, process_index
-from voken_torch.training.task import Metrics, Task
+from voken_torch.parallel.task import Metrics, Task
 
 logger = logging.getLogger("voken")
 

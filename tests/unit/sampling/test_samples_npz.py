@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from voken_common.checkpoints.lock import RunLock
 from voken_common.errors import WorkdirError
 from voken_common.sampling.npz import NpzWriter
-from voken_common.training.lock import RunLock
 
 ROOT = Path(__file__).resolve().parents[3]
 SHAPE = (4, 6)

@@ -9,6 +9,7 @@ import types
 import numpy as np
 import pytest
 
+from voken_common.checkpoints.lock import RunLock, held
 from voken_common.checkpoints.steps import Progress
 from voken_common.config.tokenizer import HealthConfig
 from voken_common.data.errors import DataError
@@ -21,7 +22,6 @@ from voken_common.training.health import (
     load_failed_batch,
     save_failed_batch,
 )
-from voken_common.training.lock import RunLock, held
 from voken_common.training.log import RunLog
 from voken_common.training.loop import Hooks, RunLoop
 from voken_common.training.profiling import Profiler

@@ -10,14 +10,13 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int32
 
-from voken_common.data.errors import DataError
+from voken_common.data.decode import IMAGE_SUFFIXES
+from voken_common.data.errors import DataError, some
 from voken_common.data.labels import class_names
-from voken_common.data.sources.build import ImageSource
-from voken_common.data.sources.listing import Medium, found_instead, has_tars, list_folder, nearest, some, top_names
+from voken_common.data.sources.base import ImageSource
+from voken_common.data.sources.listing import Medium, found_instead, has_tars, list_folder, nearest, top_names
 from voken_common.data.storage.array_file import StringTable
 from voken_common.data.storage.files import is_url
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 EXPECTED_TREE = """\
   {root}/                      or   {root}/

@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Int32
 
 from voken_common.config.data import ImageNetTarConfig
+from voken_common.data.decode import is_image_name
 from voken_common.data.errors import DataError
 from voken_common.data.labels import class_names
-from voken_common.data.sources.build import ImageSource
-from voken_common.data.sources.folder import IMAGES
+from voken_common.data.sources.base import ImageSource
 from voken_common.data.storage import files as storage
 from voken_common.data.storage.array_file import ArrayFileError, StringTable, map_arrays, pack_strings, write_arrays
 from voken_common.data.tar.format import TarDamageError, TarMember, walk_tar
@@ -164,7 +164,7 @@ def _find(file: Any, length: int) -> tuple[list[str], list[tuple[int, TarMember]
         base = os.path.basename(member.name)
         if base.endswith(".tar") and not base.startswith("."):
             inner[base.removesuffix(".tar")] = member
-        elif IMAGES.matches(base):
+        elif is_image_name(base):
             top.append(member)
     if top and inner:
         raise TarDamageError("it holds both images and tars")
@@ -180,6 +180,6 @@ def _find(file: Any, length: int) -> tuple[list[str], list[tuple[int, TarMember]
         found += [
             (label, dataclasses.replace(member, start=member.start + offset))
             for member in members
-            if IMAGES.matches(os.path.basename(member.name))
+            if is_image_name(os.path.basename(member.name))
         ]
     return classes, sorted(found, key=lambda item: (item[0], item[1].name))

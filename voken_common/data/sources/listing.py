@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from voken_common.data.errors import DataError
+from voken_common.data.errors import DataError, some
 from voken_common.data.storage.array_file import ArrayFileError, StringTable, map_arrays, pack_strings, write_arrays
 
 logger = logging.getLogger("voken.data")
@@ -23,7 +23,6 @@ logger = logging.getLogger("voken.data")
 _VERSION = 1
 _YOUNG = 2_000_000_000
 """Nanoseconds within which a folder may change twice without a change of its time, on the coarsest file systems."""
-_SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,9 +187,3 @@ def found_instead(listing: Listing) -> str:
 def has_tars(listing: Listing) -> bool:
     """Whether what lies directly in a folder is tars."""
     return any(name.endswith(".tar") for name in listing.others)
-
-
-def some(names: Sequence[str]) -> str:
-    """The first few, and how many more."""
-    shown = ", ".join(names[:_SHOWN])
-    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from voken_common.data.decode import decode_image
 from voken_common.data.errors import DataError
-from voken_common.data.sources.build import ImageSource
+from voken_common.data.sources.base import ImageSource
 
 # The bundled colour photographs. Left out: drawings and charts, grey images, and motorcycle_right.png, which shows
 # the scene of motorcycle_left.png a few pixels shifted and would put held-out pixels into training.

@@ -11,9 +11,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from voken_common.config.data import TarConfig, TarSetConfig
-from voken_common.data.errors import DataError
-from voken_common.data.sources.build import ImageSource, Share
-from voken_common.data.sources.listing import some
+from voken_common.data.errors import DataError, some
+from voken_common.data.sources.base import ImageSource, Share
 from voken_common.data.storage.files import is_url
 from voken_common.data.tar.check import sample_key
 from voken_common.data.tar.index import TarIndex

@@ -14,7 +14,7 @@ from jaxtyping import Int32
 from voken_common.config.data import TFDSConfig
 from voken_common.data.errors import DataError, ImageDecodeError
 from voken_common.data.labels import class_names
-from voken_common.data.sources.build import ImageSource
+from voken_common.data.sources.base import ImageSource
 from voken_common.data.storage.array_records import system_error
 from voken_common.data.storage.files import is_url
 

@@ -22,7 +22,6 @@ logger = logging.getLogger("voken.data")
 
 T = TypeVar("T")
 
-DEFAULT_SECONDS = 300.0
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
 _QUIET = 3.0

@@ -10,9 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from voken_common.data.decode import reason_of, to_rgb
-from voken_common.data.images import MAX_ASPECT
-from voken_common.data.sources.folder import IMAGES
+from voken_common.data.decode import MAX_ASPECT, is_image_name, reason_of, to_rgb
 from voken_common.data.storage import files as storage
 from voken_common.data.tar.format import TarDamageError, TarMember, walk_tar
 from voken_common.data.tar.index import Fingerprint, IndexedTar
@@ -104,7 +102,7 @@ def check_tar(path: str, options: CheckOptions) -> TarReport:
             for member in walk_tar(file, fingerprint.size):
                 sample, extension = sample_key(member.name)
                 if extension not in IMAGE_KEYS or not os.path.basename(sample):
-                    if IMAGES.matches(os.path.basename(member.name)):
+                    if is_image_name(os.path.basename(member.name)):
                         passed_over.append(member.name)
                     continue
                 rank = IMAGE_KEYS.index(extension)

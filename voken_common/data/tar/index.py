@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from voken_common.data.errors import DataError
-from voken_common.data.sources.listing import some
+from voken_common.data.errors import DataError, some
 from voken_common.data.storage import files as storage
 from voken_common.data.storage.array_file import ArrayFileError, StringTable, map_arrays, pack_strings, write_arrays
 from voken_common.data.tar.format import BLOCK, TarMember

@@ -27,9 +27,10 @@ from typing import Any
 import tqdm
 
 from voken_common.atomic_write import replacing
+from voken_common.config.data import RETRY_SECONDS
 from voken_common.data.errors import DataError
 from voken_common.data.storage import files as storage
-from voken_common.data.storage.retry import DEFAULT_SECONDS, Patience, reason
+from voken_common.data.storage.retry import Patience, reason
 from voken_common.data.tar.check import IMAGE_KEYS, CheckOptions, TarReport, check_tar
 from voken_common.data.tar.index import INDEX_SUFFIX, IndexColumns, IndexedTar
 from voken_common.data.workers import initialize_worker
@@ -71,7 +72,7 @@ def prepare_set(
     *,
     workers: int,
     damaged_tars: str = "keep",
-    retry_seconds: float = DEFAULT_SECONDS,
+    retry_seconds: float = RETRY_SECONDS,
 ) -> dict[str, Any]:
     """Check a set and write its files.
 
@@ -248,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--retry-seconds",
         type=float,
-        default=DEFAULT_SECONDS,
+        default=RETRY_SECONDS,
         metavar="SECONDS",
         help="how long a tar is tried again while the network or the store does not answer; default: %(default)g",
     )

@@ -24,7 +24,8 @@ from voken_common.data import transforms
 from voken_common.data.bad_images import BadImage, BadImageLimit, BadImageLog
 from voken_common.data.errors import DataError, ImageDecodeError
 from voken_common.data.images import SampleLoader
-from voken_common.data.sources.build import ImageSource, build_source
+from voken_common.data.sources.base import ImageSource
+from voken_common.data.sources.build import build_source
 from voken_common.data.sources.folder import FileSource
 from voken_common.data.tokens import folder as token_folder
 from voken_common.data.tokens.format import Record, TokenInfo, TokenizerInfo, as_text, split_ids

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32
 
+from voken_common.config.data import RETRY_SECONDS
 from voken_common.data.errors import DataError, ReadError
 from voken_common.data.labels import numbers_in, warn_unnamed
-from voken_common.data.sources.build import spread_evenly
+from voken_common.data.sources.base import spread_evenly
 from voken_common.data.storage.array_records import array_record_module, system_error
 from voken_common.data.storage.files import folder_expected
-from voken_common.data.storage.retry import DEFAULT_SECONDS, Patience, reason
+from voken_common.data.storage.retry import Patience, reason
 from voken_common.data.tokens.folder import (
     finish,
     read_info,
@@ -116,7 +117,7 @@ class TokenShardSource:
         DataError: no shards there, unfinished, incomplete or of several tokenizers.
     """
 
-    def __init__(self, path: str | Path, retry_seconds: float = DEFAULT_SECONDS):
+    def __init__(self, path: str | Path, retry_seconds: float = RETRY_SECONDS):
         self.path = Path(path).expanduser()
         self._patience = Patience(retry_seconds)
         self.info = read_info(self.path)

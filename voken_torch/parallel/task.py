@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import logging
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -14,24 +14,11 @@ from torch import Tensor
 from voken_common.config.loading import AnyConfig
 from voken_common.training.log import RunLog
 from voken_torch.device.runtime import Runtime
-from voken_torch.optimization.codebook_usage import SeenCodes
 from voken_torch.parallel.sharding import process_index
 
 logger = logging.getLogger("voken")
 
 Metrics = dict[str, Float[Tensor, ""]]
-
-
-class State(Protocol):
-    """Everything that changes between two steps; its tensors change in place."""
-
-    step: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as nested dictionaries of tensors."""
-
-    def load_dict(self, values: dict[str, Any]) -> None:
-        """Inverse of `to_dict`."""
 
 
 class Task(abc.ABC):
@@ -49,7 +36,7 @@ class Task(abc.ABC):
 
     config: AnyConfig
     runtime: Runtime
-    seen_codes: SeenCodes | None = None
+    seen_codes: Any = None
     total_steps: int
     state: Any
     shown: tuple[str, ...]
