@@ -162,13 +162,13 @@ def codebook_usage_plot(counts: Int[np.ndarray, " k"], width: int = 640, height:
     return np.asarray(picture)
 
 
-def save_png(path: str | Path, picture: Num[np.ndarray, "h w c"]) -> Path:
+def save_png(path: str | Path, picture: Num[np.ndarray, "h w c"], *, below: str | Path | None = None) -> Path:
     """Write a picture or an image as PNG under a temporary name, then rename: viewers never see half a file.
 
-    Folders are created. Returns the path.
+    Folders are created; of those below `below` none may be a link. Returns the path.
     """
     image = Image.fromarray(_rgb(picture))
-    with replacing(path) as file:
+    with replacing(path, below=below) as file:
         image.save(file, format="PNG")
     return Path(path)
 

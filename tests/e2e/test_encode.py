@@ -145,6 +145,7 @@ def test_pytorch_writes_the_same_data_set(tokenizer, undisturbed, tmp_path):
 @pytest.mark.parametrize("main", [encode.main, torch_encode.main])
 def test_shards_become_the_tokenizers_reconstructions(tokenizer, undisturbed, tmp_path, main):
     arguments = ["--decode", str(undisturbed), "--output", str(tmp_path), "--max-images", "5", "--batch-size", "5"]
+    arguments += ["--checkpoint", str(tokenizer)]
     assert main(arguments) == 0
     source, loaded = TokenShardSource(undisturbed), Tokenizer.load(tokenizer)
     tokens = np.stack([source[i]["tokens"] for i in range(5)])

@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         metavar="FOLDER_OR_FILE",
-        help="a folder of images, a list of files, or YAML with a data section; default: what the tokenizer was "
-        "trained on",
+        help="a folder of images, a list of files, or YAML with a data section. A checkpoint says how its images are "
+        "prepared, never where any lie; only the photographs of scikit-image need no --data",
     )
     parser.add_argument("--split", choices=("train", "validation"), default="train", help="which source of it")
     add_overrides(parser, "data.KEY=VALUE", "change a setting of the data")
@@ -110,7 +110,12 @@ def _decode(options: argparse.Namespace, load: Load) -> None:
     from voken_common.data.tokens.shards import TokenShardSource
 
     source = TokenShardSource(options.decode)
-    options.checkpoint = options.checkpoint or source.info.tokenizer.reference
+    if not options.checkpoint:
+        made_by = source.info.tokenizer
+        raise ValueError(
+            f"--checkpoint is missing: {options.decode} says that its tokens are of tokenizer {made_by.name}, from "
+            f"{made_by.reference}; what a folder says is not followed, so name the checkpoint yourself"
+        )
     count = decode_dataset(
         _load(options, load), source, options.output, batch_size=options.batch_size, max_images=options.max_images
     )

@@ -10,16 +10,17 @@ A subcommand is a row of `SUBCOMMANDS` and a file of its name in this folder wit
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib
-import logging
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from voken_common.commands.frameworks import PREFERRED, Framework, choose
 from voken_common.commands.options import HelpFormatter
 from voken_common.errors import NonFiniteError, UnavailableError
+from voken_common.untrusted.text import EscapedStream, log_to_terminal, say
 
 UNUSABLE, DIVERGED, INTERRUPTED = 2, 3, 130
 """Exit statuses of every command: input that cannot be used, a run that diverged, Ctrl-C."""
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         subcommand = find(words[0])
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return UNUSABLE
     return _start(subcommand, build_parser(subcommand), words[1:])
 
@@ -109,18 +110,19 @@ def build_parser(subcommand: Subcommand, framework: Framework | None = None) -> 
 
 def guarded(run: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
     """Run a command; what the user can mend becomes one line and an exit status instead of a trace."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    log_to_terminal()
     try:
-        return run(options)
+        # What is printed may hold names from files.
+        with contextlib.redirect_stdout(cast(IO[str], EscapedStream(sys.stdout))):
+            return run(options)
     except KeyboardInterrupt:
         print("interrupted: run the same command to go on", file=sys.stderr)
         return INTERRUPTED
     except NonFiniteError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return DIVERGED
     except (ValueError, OSError, UnavailableError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return UNUSABLE
 
 

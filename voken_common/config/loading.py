@@ -70,7 +70,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 def load_any_config(path: str | Path, overrides: Iterable[str] = ()) -> AnyConfig:
     """As `load_config`, for whatever kind of run the file says."""
     mapping = read_mapping(Path(path))
-    return validate_any(_overridden(mapping, overrides), origin=str(path))
+    return validate_any(overridden(mapping, overrides), origin=str(path))
 
 
 def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -148,7 +148,12 @@ def _tokenizer(config: AnyConfig, origin: str) -> Config:
     return config
 
 
-def _overridden(mapping: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+def overridden(mapping: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Plain data of a configuration with `a.b=value` overrides laid over it; values are checked by `validate`.
+
+    Raises:
+        ConfigError: an override of an unknown key.
+    """
     for override in overrides:
         key, value = parse_override(override)
         _check_override(mapping, key, override)
@@ -168,7 +173,7 @@ def from_json(text: str, origin: str) -> AnyConfig:
 
 def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
     """A copy of a resolved configuration with overrides applied and checked."""
-    return validate(_overridden(config.model_dump(mode="json"), overrides), origin="overrides")
+    return validate(overridden(config.model_dump(mode="json"), overrides), origin="overrides")
 
 
 def _require_plain(value: Any, path: str, origin: str) -> None:

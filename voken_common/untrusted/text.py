@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import unicodedata
-from typing import IO
+from typing import IO, Any
 
 LONGEST = 20_000
 """Characters of one message; the middle of a longer one is left out."""
@@ -52,8 +52,26 @@ def say(text: str, *, error: bool = False) -> None:
         error: it goes to standard error.
     """
     stream: IO[str] = sys.stderr if error else sys.stdout
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    print(_indented(escape(text)).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=error)
+    print(_printable(text, stream), file=stream, flush=error)
+
+
+class EscapedStream:
+    """Standard output of a command, where everything that is printed goes through `say`'s escaping.
+
+    Args:
+        stream: gets the text.
+    """
+
+    def __init__(self, stream: IO[str]):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a message, or the line break after one."""
+        self._stream.write(text if text == "\n" else _printable(text, self._stream))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class EscapingFormatter(logging.Formatter):
@@ -72,7 +90,13 @@ def log_to_terminal(level: int = logging.INFO) -> None:
         handler.setFormatter(EscapingFormatter("%(message)s"))
         root.addHandler(handler)
         root.setLevel(level)
+        logging.captureWarnings(True)
     logging.getLogger("absl").setLevel(logging.WARNING)
+
+
+def _printable(text: str, stream: IO[str]) -> str:
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return _indented(escape(text)).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _visible(character: str) -> str:

@@ -138,14 +138,14 @@ def fuzz_tars(count, seed, tmp_path, capsys):
     for case in range(count):
         data = mutated(original, rng)
         start = time.monotonic()
-        root, out = tmp_path / f"{case}" / "set", tmp_path / f"{case}" / "out"
+        root, out = tmp_path / f"{case}" / "set", tmp_path / f"{case}"
         root.mkdir(parents=True)
         (root / "0.tar").write_bytes(data)
         status = prepare.main([str(root), "--output", str(out), "--workers", "0"])
         error = capsys.readouterr().err
         assert status == 0 or f"error: no good image in the 1 tars of {root}" in error
         sizes.add(check_output(out, train=case % 8 == 0))
-        config = ImageNetTarConfig(path=str(root / "0.tar"), index=str(out / "positions"))
+        config = ImageNetTarConfig(path=str(root / "0.tar"), index=str(out / "positions.index"))
         _, message = refusal(ImageNetTar, config)
         assert message is None or str(root / "0.tar") in message
         assert time.monotonic() - start < LONGEST

@@ -160,7 +160,7 @@ def keys(root, cache, **options):
 
 
 def test_a_kept_list_saves_the_walk_until_a_folder_changes(folder, tmp_path, monkeypatch):
-    cache = tmp_path / "list"
+    cache = tmp_path / "kept.list"
     age(folder)
     walks = []
     walk = os.walk
@@ -179,38 +179,41 @@ def test_a_kept_list_saves_the_walk_until_a_folder_changes(folder, tmp_path, mon
     ]
     for change in changes:
         change()
-        assert keys(folder, cache) == keys(folder, tmp_path / "other")
-        (tmp_path / "other").unlink(missing_ok=True)
+        assert keys(folder, cache) == keys(folder, tmp_path / "other.list")
+        (tmp_path / "other.list").unlink(missing_ok=True)
         age(folder)
         assert keys(folder, cache) == keys(folder, cache)
     assert keys(folder, cache)[0] == ["a/0.png", "a/2.png", "b/deep/3.png", "b/deep/5.png"]
 
 
 def test_a_list_is_not_kept_while_folders_change(folder, tmp_path):
-    keys(folder, tmp_path / "list")
-    assert not (tmp_path / "list").exists()
+    keys(folder, tmp_path / "kept.list")
+    assert not (tmp_path / "kept.list").exists()
 
 
 def test_a_kept_list_of_another_folder_or_damaged_is_made_anew(folder, tmp_path, caplog):
-    cache = tmp_path / "list"
+    cache = tmp_path / "kept.list"
     age(folder)
     expected = keys(folder, cache)
     assert keys(folder / "a", cache)[0] == ["1.png", "2.png"]
     assert keys(folder, cache) == expected
     data = cache.read_bytes()
-    for damaged in (data[: len(data) // 2], b"", b"junk" * 100, data[:-1]):
+    for damaged in (data[: len(data) // 2], b"", data[:40] + b"junk" * 100, data[:-1]):
         cache.write_bytes(damaged)
         assert keys(folder, cache) == expected
         assert "is of no use" in caplog.text
         assert cache.read_bytes() == data
         caplog.clear()
+    cache.write_bytes(b"somebody's notes")
+    assert keys(folder, cache) == expected
+    assert cache.read_bytes() == b"somebody's notes"
     (tmp_path / "file").write_text("")
-    assert keys(folder, tmp_path / "file" / "list") == expected
+    assert keys(folder, tmp_path / "file" / "kept.list") == expected
     assert "cannot keep the list of files" in caplog.text
 
 
 def test_labels_come_back_from_a_kept_list(folder, tmp_path):
     age(folder)
     for _ in range(2):
-        source = ImageFolder(str(folder), list_cache=str(tmp_path / "list"))
+        source = ImageFolder(str(folder), list_cache=str(tmp_path / "kept.list"))
         assert np.array_equal([source.read(i)[1] for i in range(4)], [0, 0, 1, 1])

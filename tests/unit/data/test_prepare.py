@@ -149,7 +149,7 @@ def test_prepare_writes_samples_filter_keys_and_index(mixed_set, tmp_path, capsy
     assert report["bad"]["01.tar"]["13.png"] == "16x8 pixels: a side is under 12"
     assert (report["images"], report["good"], report["damaged_tars"]) == (10, 5, {})
     assert (report["passed_over"], report["passed_over_example"]) == ({"00.tar": 1}, "00.tar:11.png.png")
-    index = TarIndex(str(out / "laion.index"))
+    index = TarIndex(str(out / "laion.index"), str(mixed_set / "webdataset"))
     assert [index.name(i) for i in range(len(index))] == [f"{i}.png" for i in range(5)]
     assert [index.read(i) for i in range(5)] == [encoded(i, size=(16, 16)) for i in range(5)]
     output = capsys.readouterr().out
@@ -164,7 +164,7 @@ def test_names_that_are_no_text_are_told_as_they_can_be(tmp_path, capsys):
     write_tar(tmp_path / "set" / "0.tar", [(f"{name}.jpeg", encoded(1)), (f"{name}.png", encoded(2))])
     assert run(tmp_path / "set", "--output", tmp_path / "out", "--workers", "0") == 0
     assert "for example 0.tar:latin\\udce9.jpeg" in capsys.readouterr().out
-    assert TarIndex(str(tmp_path / "out" / "set.index")).name(0) == f"{name}.png"
+    assert TarIndex(str(tmp_path / "out" / "set.index"), str(tmp_path / "set")).name(0) == f"{name}.png"
 
 
 def test_worker_processes_write_the_same(mixed_set, tmp_path):
@@ -222,7 +222,7 @@ def test_a_tar_cut_in_half_is_reported_and_kept_or_refused(tmp_path, capsys, cho
     text = {"keep": "kept up to the damage", "refuse": "left out"}[choice]
     assert f"damaged tar {text}: {path}: member '00005.png' at byte 6144 needs" in capsys.readouterr().out
     assert list(read_json(out / "set.report.json")["damaged_tars"]) == [str(path)]
-    assert len(TarIndex(str(out / "set.index"))) == sum(samples.values())
+    assert len(TarIndex(str(out / "set.index"), str(root))) == sum(samples.values())
 
 
 def test_errors_of_the_command(tmp_path, capsys):

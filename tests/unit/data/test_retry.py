@@ -36,6 +36,7 @@ from voken_common.data.tar import prepare
 from voken_common.data.tar.index import Fingerprint, TarIndex
 
 COUNT = 9
+URL = "flaky://bucket/set/webdataset"
 RECORD_ERROR = "pread() failed: Input/output error; reading /data/x-0.array_record; at byte 80356; Could not read from"
 
 
@@ -230,8 +231,10 @@ def index(tmp_path_factory):
     system = fsspec.filesystem("flaky")
     for tar in (write_set(root / "set", (5, COUNT - 5)) / "webdataset").iterdir():
         system.pipe_file(f"/bucket/set/webdataset/{tar.name}", tar.read_bytes())
-    assert prepare.main(["flaky://bucket/set", "--output", str(root), "--workers", "0"]) == 0
-    return str(root / "set.index")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "PROTOCOLS", storage.PROTOCOLS | {"flaky"})
+        assert prepare.main(["flaky://bucket/set", "--output", str(root), "--workers", "0"]) == 0
+        yield str(root / "set.index")
 
 
 @pytest.fixture(autouse=True)
@@ -240,8 +243,8 @@ def store_that_works():
     Flaky.fails = 0
 
 
-def of_store(index, **changes):
-    source = TarConfig(sets=(TarSetConfig(index=index),))
+def of_store(index, location=URL, **changes):
+    source = TarConfig(sets=(TarSetConfig(index=index, location=location),))
     fields = {"train": source, "validation": source, "image_size": 8, "workers": 0, "max_bad_fraction": 0}
     return DataConfig(**fields | changes)
 
@@ -317,7 +320,7 @@ def test_preparing_waits_for_the_store_too(index, tmp_path, capsys, monkeypatch)
     command = ["flaky://bucket/set", "--output", str(tmp_path), "--workers", "0"]
     Flaky.fails = 4
     assert prepare.main(command) == 0
-    assert TarIndex(tmp_path / "set.index").contents() == TarIndex(index).contents()
+    assert TarIndex(tmp_path / "set.index", URL).contents() == TarIndex(index, URL).contents()
     Flaky.fails = 10**9
     again = [*command[:-3], str(tmp_path / "again"), *command[-2:], "--retry-seconds", "0.1"]
     assert prepare.main(again) == 1
@@ -381,7 +384,7 @@ def tars(tmp_path):
     """Tars in a folder of their own, and what is trained on."""
     place = write_set(tmp_path / "set", (5, COUNT - 5)) / "webdataset"
     assert prepare.main([str(tmp_path / "set"), "--output", str(tmp_path), "--workers", "0"]) == 0
-    return place, of_store(str(tmp_path / "set.index"))
+    return place, of_store(str(tmp_path / "set.index"), None)
 
 
 @pytest.mark.parametrize("empty", [False, True])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from voken_common.checkpoints.downloads import WeightsError
 from voken_common.checkpoints.weight_names import NameMismatch
+from voken_common.commands.main import guarded
 from voken_common.config.loading import ConfigError
 from voken_common.data.errors import DataError, ImageDecodeError
 from voken_common.data.storage.array_file import ArrayFileError
@@ -75,6 +76,19 @@ def test_what_a_command_says_is_escaped_and_stays_one_message(monkeypatch, encod
     found = stream.buffer.getvalue().decode(encoding)
     assert is_plain(found)
     assert found.endswith("\n  error: forged\n")
+
+
+def test_whatever_a_command_prints_is_escaped(monkeypatch, capsys):
+    def run(options):
+        print(f"read {CLEAR}\nerror: forged")
+        print("done")
+        raise ValueError(f"{CLEAR}\nforged")
+
+    assert guarded(run, None) == 2
+    found = capsys.readouterr()
+    assert is_plain(found.out + found.err)
+    assert found.out.endswith("\n  error: forged\ndone\n")
+    assert found.err.endswith("\n  forged\n")
 
 
 def test_a_log_record_is_escaped_and_stays_one_message():

@@ -12,6 +12,7 @@ import datetime
 import errno
 import functools
 import os
+import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -19,7 +20,12 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from voken_common.data.errors import DataError
+from voken_common.untrusted.files import not_regular, open_descriptor, open_regular
+from voken_common.untrusted.text import shown
 
+PROTOCOLS = frozenset("abfs abfss adl az cos file gcs gs hdfs http https memory obs oss s3 s3a tos webhdfs".split())
+"""Stores that URLs may name. No others: some of fsspec's file systems render templates, start programs, or wrap a
+further URL, which a name out of a file must not choose."""
 _OPEN_FILES = 128
 _TIME_KEYS = ("mtime", "LastModified", "last_modified", "updated", "created")
 
@@ -33,8 +39,20 @@ class FileInfo:
 
 
 def is_url(location: str) -> bool:
-    """Whether fsspec has to open it."""
-    return "://" in location
+    """Whether fsspec has to open it.
+
+    Raises:
+      DataError: a URL of a kind that voken does not open.
+    """
+    if "://" not in location:
+        return False
+    protocol, _, rest = location.partition("://")
+    if protocol.lower() not in PROTOCOLS or "::" in location or "://" in rest:
+        raise DataError(
+            f"{shown(location)} is not opened: expected one URL that begins with {', '.join(sorted(PROTOCOLS))} and "
+            "holds no `::`. Chains and file systems made of references run or reach what their text says"
+        )
+    return True
 
 
 def join(folder: str, name: str) -> str:
@@ -73,6 +91,8 @@ def file_info(path: str) -> FileInfo:
             system, inner = _file_system(path)
             return _info(system.info(inner))
     found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise not_regular(path)
     return FileInfo(found.st_size, found.st_mtime_ns)
 
 
@@ -86,7 +106,10 @@ def read_range(path: str, start: int, size: int) -> bytes:
         with _store_errors(path):
             system, inner = _file_system(path)
             return cast(bytes, system.cat_file(inner, start=start, end=start + size))
+    if start < 0 or size < 0:
+        raise OSError(errno.EINVAL, f"{size} bytes at {start} cannot be", path)
     handle = _handles.get(path)
+    size = min(size, max(os.fstat(handle.descriptor).st_size - start, 0))
     try:
         data = os.pread(handle.descriptor, size, start)
         while len(data) < size and (more := os.pread(handle.descriptor, size - len(data), start + len(data))):
@@ -108,7 +131,7 @@ def open_reading(path: str) -> IO[bytes]:
         with _store_errors(path):
             system, inner = _file_system(path)
             return cast(IO[bytes], _StoreFile(path, system.open(inner, "rb")))
-    return open(path, "rb")
+    return open_regular(path)
 
 
 @contextlib.contextmanager
@@ -217,7 +240,7 @@ class _Handle:
     """An open file, closed when the last thread that reads from it lets go."""
 
     def __init__(self, path: str):
-        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self.descriptor = open_descriptor(path)
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):

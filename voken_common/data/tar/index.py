@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from voken_common.data.errors import DataError, some
 from voken_common.data.storage import files as storage
 from voken_common.data.storage.array_file import ArrayFileError, StringTable, map_arrays, pack_strings, write_arrays
 from voken_common.data.tar.format import BLOCK, TarMember
+from voken_common.untrusted.text import shown
 
 INDEX_SUFFIX = ".index"
 _VERSION = 1
@@ -94,6 +97,13 @@ class IndexedTar:
     members: Sequence[TarMember]
 
 
+def _file_name(name: Any) -> str:
+    """The name of a tar in its folder, which nothing else is taken for."""
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ArrayFileError(f"{shown(name)} is no name of a tar in a folder")
+    return name
+
+
 class IndexColumns:
     """The contents of an index while it is made, tar by tar."""
 
@@ -140,7 +150,8 @@ class TarIndex:
 
     Args:
       path: the `.index` file.
-      location: where the tars are now; None: where they were when they were indexed.
+      location: where the tars are; None: where they were when they were indexed, if that is the folder of the index or
+        below it. An index may come from somebody else, so no other place that it names is opened.
       verify: compare the checksum of the file.
 
     Raises:
@@ -153,8 +164,8 @@ class TarIndex:
             arrays, about = map_arrays(self.path, verify=verify)
             if about["version"] != _VERSION:
                 raise DataError(f"tar index {self.path} has version {about['version']}, expected {_VERSION}: {_AGAIN}")
-            self.location: str = storage.normalized(location or about["location"])
-            self.tars: tuple[str, ...] = tuple(about["tars"])
+            self.location: str = storage.normalized(location) if location else self._below(about["location"])
+            self.tars: tuple[str, ...] = tuple(_file_name(name) for name in about["tars"])
             self._names = StringTable.of_arrays(arrays["name_bytes"], arrays["name_ends"])
             self._first, self._start, self._size = arrays["first"], arrays["start"], arrays["size"]
             self._header_crc = arrays["header_crc"]
@@ -167,11 +178,27 @@ class TarIndex:
             advice = _AGAIN if self.path.endswith(INDEX_SUFFIX) else _WRITE
             raise DataError(f"tar index {self.path}: {error}; {advice}") from error
 
+    def _below(self, place: Any) -> str:
+        """Where an index says its tars are, relative to its own folder or absolute, if that is below its folder."""
+        own = os.path.dirname(os.path.realpath(self.path))
+        if isinstance(place, str) and "://" not in place and "\0" not in place:
+            found = os.path.join(own, os.path.expanduser(place))
+            if os.path.commonpath([own, os.path.realpath(found)]) == own:
+                return storage.normalized(found)
+        raise DataError(
+            f"tar index {self.path} says that its tars are at {shown(place)}, which is not below the folder of the "
+            "index. An index is not believed about other places: if they are there, write it as `location` of the set"
+        )
+
     def _check_lengths(self) -> None:
         count = len(self._start)
         columns = {len(self._size), len(self._header_crc), len(self._names), int(self._first[-1])}
         if columns != {count} or {len(column) for column in self._fingerprints} != {len(self.tars)}:
             raise ArrayFileError("its columns have different lengths")
+        if len(self._first) != len(self.tars) + 1 or self._first[0] != 0 or (np.diff(self._first) < 0).any():
+            raise ArrayFileError("its tars do not follow each other")
+        if count and (int(self._start.min()) < BLOCK or int(self._start.max()) > 1 << 60):
+            raise ArrayFileError("positions that are in no tar")
 
     def __len__(self) -> int:
         return len(self._start)

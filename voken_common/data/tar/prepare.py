@@ -34,6 +34,7 @@ from voken_common.data.storage.retry import Patience, reason
 from voken_common.data.tar.check import IMAGE_KEYS, CheckOptions, TarReport, check_tar
 from voken_common.data.tar.index import INDEX_SUFFIX, IndexColumns, IndexedTar
 from voken_common.data.workers import initialize_worker
+from voken_common.untrusted.text import say
 
 _PART_VERSION = 2
 _SHOWN = 5
@@ -290,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             _print_summary(summary, args.output / f"{folder.name}{INDEX_SUFFIX}")
     except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
@@ -301,12 +302,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _print_summary(summary: dict[str, Any], index: Path) -> None:
     bad = sum(len(names) for names in summary["bad"].values())
     lines = [f"{summary['set']}: {summary['tars']} tars, {summary['good']} good images, {bad} bad: {index}"]
+    lines.append(f"  train on it with {{index: {index}, location: {summary['location']}}}")
     if summary["passed_over"]:
         lines.append(f"  passed over: {_passed_over(summary)}")
     for path, damage in summary["damaged_tars"].items():
         lines.append(f"  damaged tar {summary['damaged_tars_are']}: {path}: {damage}")
-    # Names in a tar may be any bytes, which standard output would refuse.
-    print("\n".join(lines).encode(errors="backslashreplace").decode())
+    say("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -13,6 +13,7 @@ from voken_common.data.tokens.encode import EncodingTokenizer
 from voken_common.data.tokens.format import join_ids
 from voken_common.data.tokens.shards import TokenShardSource
 from voken_common.pixels import to_uint8
+from voken_common.untrusted.names import SafeNames
 from voken_common.visual import save_png
 
 
@@ -26,6 +27,8 @@ def decode_dataset(
     show: bool = True,
 ) -> int:
     """Write `OUTPUT/<key>.png` for every sample, `<key>.crop<n>.png` for crops beside the first.
+
+    Keys become paths by `voken_common.untrusted.names`: none leaves the folder, and no two share a file.
 
     Args:
         tokenizer: the one that made the tokens.
@@ -49,7 +52,7 @@ def decode_dataset(
             "the set of weights, with --checkpoint and --weights"
         )
     count = len(source) if max_images is None else min(max_images, len(source))
-    written: set[PurePosixPath] = set()
+    names = SafeNames()
     with tqdm(total=count, unit="image", disable=not show, mininterval=0.5 if sys.stderr.isatty() else 15.0) as bar:
         for first in range(0, count, batch_size):
             samples = [source[index] for index in range(first, min(first + batch_size, count))]
@@ -57,17 +60,8 @@ def decode_dataset(
             padded = np.concatenate([ids, np.repeat(ids[-1:], batch_size - len(ids), axis=0)])
             images = to_uint8(tokenizer.decode(padded.reshape(-1, *info.grid)))
             for number, (sample, image) in enumerate(zip(samples, images, strict=False), start=first):
-                name = file_name(sample["key"], sample["crop"])
-                if name in written:
-                    name = name.with_name(f"{name.stem}.sample{number}.png")
-                written.add(name)
-                save_png(Path(output) / name, image)
+                suffix = f".crop{sample['crop']}.png" if sample["crop"] else ".png"
+                name = names.path(sample["key"], suffix, distinct=f"sample{number}")
+                save_png(Path(output) / name, image, below=output)
             bar.update(len(samples))
     return count
-
-
-def file_name(key: str, crop: int) -> PurePosixPath:
-    """Where below the output folder the picture of a sample goes; never outside of it, whatever the key says."""
-    parts = [part for part in PurePosixPath(key).parts if part not in ("/", "..")] or ["sample"]
-    suffix = f".crop{crop}.png" if crop else ".png"
-    return PurePosixPath(*parts[:-1], parts[-1] + suffix)

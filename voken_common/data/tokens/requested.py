@@ -7,29 +7,39 @@ from pathlib import Path
 from typing import Any
 
 from voken_common.config.data import DataConfig
-from voken_common.config.loading import ConfigError, merge, read_mapping, validate, with_overrides
+from voken_common.config.loading import ConfigError, merge, overridden, read_mapping, validate
+from voken_common.config.preparation import names_data, preparation
 from voken_common.config.tokenizer import Config
 
 
 def data_config(options: argparse.Namespace, config: Config) -> DataConfig:
-    """The `data` section to encode: the tokenizer's own, with what the command line says laid over it.
+    """The `data` section to encode: the user's, prepared as the tokenizer's images were where nothing else is said.
+
+    Of the checkpoint's own section only the preparation of images counts (`voken_common.config.preparation`).
 
     Raises:
-        ConfigError: settings that cannot be, or a split that there is not.
+        ConfigError: settings that cannot be, a split that there is not, or nothing that says where the images lie.
     """
-    if options.data is not None:
-        config = _with_section(config, _section(Path(options.data), options.split), options.data)
     foreign = [override for override in options.overrides if not override.startswith("data.")]
     if foreign:
         raise ConfigError(f"--set {foreign[0]}: only settings of the data can be changed here, as data.KEY=VALUE")
+    section, origin = preparation(config.data), "overrides"
+    if options.data is not None:
+        section, origin = merge(section, _section(Path(options.data), options.split)), options.data
     short = {"image_size": options.image_size, "resize": options.resize}
     named = [f"data.{key}={value}" for key, value in short.items() if value is not None]
-    data = with_overrides(config, [*options.overrides, *named]).data
-    if options.split == "train":
-        return data
-    if data.validation is None:
-        raise ConfigError("--split validation: the data section names no validation source")
-    return data.model_copy(update={"train": data.validation})
+    mapping = overridden(config.model_dump(mode="json") | {"data": section}, [*options.overrides, *named])
+    sources = {split: mapping["data"].pop(split, None) for split in ("train", "validation")}
+    source = sources[options.split]
+    if source is None:
+        raise ConfigError(f"--split {options.split}: the data section names no {options.split} source")
+    if not names_data(source) and set(mapping["data"]) <= set(DataConfig.model_fields):
+        raise ConfigError(
+            f"where are the images? The checkpoint was trained on a source of kind {source.get('kind')}, and what it "
+            "says of places is not followed: name a folder of images, a list of files, or YAML with a data section, "
+            "with --data"
+        )
+    return validate(mapping | {"data": {**mapping["data"], "train": source}}, origin).data
 
 
 def _section(path: Path, split: str) -> dict[str, Any]:
@@ -43,10 +53,6 @@ def _section(path: Path, split: str) -> dict[str, Any]:
     if not isinstance(section, dict):
         raise ConfigError(f"{path}: data is {type(section).__name__}, expected a mapping with train and validation")
     return section
-
-
-def _with_section(config: Config, section: dict[str, Any], origin: str) -> Config:
-    return validate(merge(config.model_dump(mode="json"), {"data": section}), origin)
 
 
 def sub_token_bits(text: str | None) -> tuple[int, int] | None:
