@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from voken_common.config.differences import changed_keys
 from voken_common.config.generator import GeneratorCheckpointConfig, GeneratorConfig
 from voken_common.config.loading import AnyConfig, from_json
 from voken_common.config.tokenizer import CheckpointConfig, Config
@@ -32,7 +33,24 @@ LOWER_IS_BETTER = ("l1", "lpips", "loss")
 Weights = Literal["ema", "raw"]
 Step = int | Literal["latest", "best"]
 ITEMS: dict[Weights, str] = {"ema": "generator_ema", "raw": "generator"}
-FIXED_FOR_A_RUN = ("kind", "model", "quantizer", "discriminator", "statistics_scope", "precision")
+FIXED_FOR_A_RUN = (
+    "kind",
+    "model",
+    "quantizer",
+    "discriminator",
+    "statistics_scope",
+    "precision",
+    "tokenizer_fingerprint",
+    "class_names",
+)
+"""Sections and keys that decide what the weights are of; all of them but these:"""
+FREE_IN_A_RUN = frozenset(
+    [f"model.{name}dropout" for name in ("", "token_", "residual_", "feed_forward_", "label_")]
+    + [f"quantizer.{name}_weight" for name in ("sample_entropy", "batch_entropy", "codebook", "commitment", "quant")]
+    + [f"quantizer.{name}" for name in ("entropy_weight", "enlarge_ratio", "enlarge_steps", "temperature", "beta")]
+    + [f"quantizer.{name}" for name in ("use_entropy", "memory_budget_mb", "shard_codes", "token_bits")]
+    + ["precision.compute_dtype", "precision.remat"]
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,20 +291,25 @@ def describe_missing(path: Path, command: str, place: str) -> str:
 
 
 def check_same_run(saved: AnyConfig, config: AnyConfig) -> list[str]:
-    """Sections that changed since the checkpoint; a run continues only under the networks it was made with.
+    """What changed since the checkpoint, a text per key; a run continues only under the networks it was made with.
 
     Raises:
-        CheckpointError: one of the fixed sections changed.
+        CheckpointError: a key changed that decides what the weights are of.
     """
     before, now = saved.model_dump(mode="json"), config.model_dump(mode="json")
-    changed = [key for key in now if before.get(key) != now[key]]
-    for key in FIXED_FOR_A_RUN:
-        if key in changed:
-            raise CheckpointError(
-                f"the checkpoint was trained with {key} {before.get(key)}, this run has {now[key]}; use another "
-                "--workdir, or the settings of the checkpoint (its config.yaml)"
-            )
-    return changed
+    # Earlier versions did not keep where the tokens of a generator came from.
+    unknown = [key for key in ("tokenizer_fingerprint", "class_names") if not before.get(key)]
+    changed = {key: values for key, values in changed_keys(before, now).items() if key not in unknown}
+    fixed = [key for key in changed if key.split(".")[0] in FIXED_FOR_A_RUN and key not in FREE_IN_A_RUN]
+    if fixed:
+        # A run of another kind differs in everything else, too.
+        fixed = ["kind"] if "kind" in fixed else fixed
+        lines = [f"{key} {changed[key][0]}, this run has {changed[key][1]}" for key in fixed]
+        raise CheckpointError(
+            f"the checkpoint was trained with {'; with '.join(lines)}; use another --workdir, or the settings of the "
+            "checkpoint (its config.yaml)"
+        )
+    return [f"{key} (was {old}, is {new})" for key, (old, new) in changed.items()]
 
 
 def _ranked(scored: Mapping[int, float], metric: str) -> list[int]:

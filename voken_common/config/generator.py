@@ -120,6 +120,11 @@ class GeneratorConfig(Section):
     seed: NonNegativeInt = 0
     tokenizer: str | None = None
     """Checkpoint of the tokenizer, for pictures and `data.images`; a published generator brings its own."""
+    tokenizer_fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """Of the tokenizer that made the tokens. A run finds it out and its checkpoints hold it; set, it is required."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes by number, as the training data has them. A run finds them out and its checkpoints hold
+    them; set, the data is numbered by them."""
     model: TransformerConfig
     optimizer: GeneratorOptimizerConfig = GeneratorOptimizerConfig()
     precision: PrecisionConfig = PrecisionConfig()

@@ -11,13 +11,15 @@ from voken_common.config.generator import GeneratorConfig
 from voken_common.config.tokenizer import Config
 from voken_common.data.errors import DataError
 from voken_common.data.pipeline import TrainIterator, ValidationBatches, build_train_iterator, build_validation_batches
-from voken_common.data.sources.build import build_source
+from voken_common.data.sources.build import build_source, classes_of
 from voken_common.data.tokens.folder import read_info
 from voken_common.data.tokens.pipeline import TokenBatches, TokenIterator, build_token_batches, build_token_iterator
 from voken_common.data.tokens.shards import TokenShardSource
 from voken_common.errors import CheckpointError
 
 logger = logging.getLogger("voken")
+
+_NAMED = "class_names of the configuration"
 
 
 class HeldOut(NamedTuple):
@@ -41,6 +43,8 @@ def open_training(config: GeneratorConfig, process_index: int, process_count: in
     }
     if config.data.images is not None:
         images = build_source(config.data.images.train)
+        if config.class_names:
+            images.adopt_classes(config.class_names, _NAMED)
         return build_train_iterator(config.data.images, source=images, **placement)
     assert config.data.train is not None, "the schema asks for shards or images"
     return build_token_iterator(config.data, source=open_shards(config, config.data.train), **placement)
@@ -67,6 +71,8 @@ def open_held_out(config: GeneratorConfig, process_index: int, process_count: in
     if config.data.images is not None:
         # Its labels are numbered as those of the training images.
         images = build_validation_batches(config.data.images, max_images=validation.max_samples, **placement)
+        if config.class_names:
+            images.source.adopt_classes(config.class_names, _NAMED)
         return HeldOut(images, images.num_images)
     source = None
     if config.data.validation is not None:
@@ -98,8 +104,34 @@ def open_shards(config: GeneratorConfig, path: str, *, beside: str | None = None
                 f"({training.tokenizer.name}): the same number means other codes in each. Encode both with one"
             )
         source.adopt_classes(training.class_names, beside)
+    if config.class_names:
+        source.adopt_classes(config.class_names, _NAMED)
     source.info.require_fits(config.model, path, source.label_count)
     return source
+
+
+def with_origin(config: GeneratorConfig, fingerprint: str | None) -> GeneratorConfig:
+    """The configuration as checkpoints hold it: with the tokenizer of the tokens, and the names of the classes.
+
+    Args:
+        config: the run.
+        fingerprint: of the tokenizer that `tokenizer` names; None where it names none.
+
+    Raises:
+        DataError: the tokens are of another tokenizer than `tokenizer_fingerprint` says, or shards cannot be read.
+    """
+    if config.data.images is not None:
+        names = classes_of(config.data.images.train)
+    else:
+        assert config.data.train is not None, "the schema asks for shards or images"
+        info = read_info(Path(config.data.train).expanduser())
+        fingerprint, names = info.tokenizer.fingerprint, info.class_names
+    if config.tokenizer_fingerprint not in (None, fingerprint):
+        raise DataError(
+            f"tokenizer_fingerprint is {config.tokenizer_fingerprint}, but the tokens are of tokenizer {fingerprint}: "
+            "use the tokenizer or the tokens that the run was made with, or leave tokenizer_fingerprint out"
+        )
+    return config.model_copy(update={"tokenizer_fingerprint": fingerprint, "class_names": config.class_names or names})
 
 
 def require_same_tokenizer(config: GeneratorConfig, fingerprint: str) -> None:

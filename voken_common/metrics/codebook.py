@@ -20,11 +20,11 @@ class CodebookCounter:
             ValueError: an id outside 0..codes-1.
         """
         flat = np.asarray(ids).reshape(-1)
-        if not np.issubdtype(flat.dtype, np.integer):
+        if flat.size and not np.issubdtype(flat.dtype, np.integer):
             raise TypeError(f"ids of dtype {flat.dtype}; expected integers")
         if flat.size and not 0 <= flat.min() <= flat.max() < self.counts.size:
             raise ValueError(f"ids from {flat.min()} to {flat.max()}; expected 0 to {self.counts.size - 1}")
-        self.counts += np.bincount(flat, minlength=self.counts.size)
+        self.counts += np.bincount(flat.astype(np.int64), minlength=self.counts.size)
 
     def merge(self, other: CodebookCounter) -> None:
         """Take what another counter of the same codebook saw."""

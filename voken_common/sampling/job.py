@@ -30,8 +30,10 @@ class Sampler(Protocol):
     """What the command needs of a generator."""
 
     config: GeneratorConfig
-    origin: str
-    """Its checkpoint."""
+    framework: str
+    """JAX and PyTorch draw other samples from the same seed."""
+    fingerprints: dict[str, str]
+    """Of `generator` and `tokenizer`: their networks and weights, wherever their checkpoints lie."""
     image_size: int
     """Side of its images in pixels."""
 
@@ -102,9 +104,8 @@ class Job:
         """All that decides the images, as plain values."""
         options = self._options
         return {
-            "checkpoint": self._sampler.origin,
-            "weights": options.weights,
-            "tokenizer": options.tokenizer or self._sampler.config.tokenizer,
+            **self._sampler.fingerprints,
+            "framework": self._sampler.framework,
             "sampling": self._sampling._asdict(),
             "cache_dtype": options.cache_dtype,
             "sampling_seed": options.seed,

@@ -6,7 +6,7 @@ Shape legend: B samples, h w tokens along the sides.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,6 +123,22 @@ def require_fitting(config: GeneratorConfig, tokenizer: Config, origin: str) -> 
         raise CheckpointError(
             f"tokenizer {origin} has {codes} codes, generator {config.name} predicts {math.prod(vocabularies)} "
             f"(model.vocabularies {list(vocabularies)}): name the tokenizer that it was trained with"
+        )
+
+
+def require_trained_with(config: GeneratorConfig, fingerprint: Callable[[], str], origin: str) -> None:
+    """Raise CheckpointError unless a tokenizer, read from `origin`, is the one that a generator was trained with.
+
+    Generators of earlier versions, and those that were converted from other formats, may not know which that was.
+    """
+    if config.tokenizer_fingerprint is None:
+        return
+    if (found := fingerprint()) != config.tokenizer_fingerprint:
+        raise CheckpointError(
+            f"tokenizer {origin} is {found[:12]}, generator {config.name} was trained with "
+            f"{config.tokenizer_fingerprint[:12]}: its codes mean other pictures. It may have been trained on since, "
+            "or another set of its weights is meant: name the one that made the generator's tokens, such as one of its "
+            "steps (runs/tokenizer/checkpoints/<step>)"
         )
 
 

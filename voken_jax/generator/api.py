@@ -17,10 +17,10 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from voken_common.checkpoints.frozen_tokenizer import find_tokenizer
 from voken_common.checkpoints.steps import Step, Weights
-from voken_common.checkpoints.weight_names import require_same_shapes
+from voken_common.checkpoints.weight_names import require_same_shapes, to_torch
 from voken_common.config.generator import GeneratorConfig, SamplingConfig
 from voken_common.config.sampling import Sampling
-from voken_common.data.tokens.format import join_ids
+from voken_common.data.tokens.format import fingerprint_of, join_ids
 from voken_common.sampling.requests import (
     Samples,
     check_labels,
@@ -28,6 +28,7 @@ from voken_common.sampling.requests import (
     check_seeds,
     no_tokenizer,
     require_fitting,
+    require_trained_with,
 )
 from voken_jax.checkpoints import load as loading
 from voken_jax.generator.sampling import compiler_options, generate
@@ -66,6 +67,7 @@ class Generator:
         self._tokenizer, self._verify = tokenizer, verify
         if tokenizer is not None:
             require_fitting(config, tokenizer.config, tokenizer.config.name)
+            require_trained_with(config, tokenizer.fingerprint, tokenizer.config.name)
         self._generate = jax.jit(
             self._program, static_argnames=("sampling", "cache_dtype"), compiler_options=compiler_options()
         )
@@ -100,6 +102,11 @@ class Generator:
             tokenizer = Tokenizer.load(tokenizer, verify=verify)
         return cls(found.meta.generator, found.weights, tokenizer, found.path, verify)
 
+    def fingerprint(self) -> str:
+        """A hash of network and weights, in the precision in which they are computed with."""
+        weights = {name: np.asarray(leaf) for name, leaf in self._weights.items()}
+        return fingerprint_of(self.config.model.model_dump(mode="json"), to_torch(weights))
+
     @property
     def classes(self) -> int:
         """Labels are in [0, classes)."""
@@ -118,6 +125,7 @@ class Generator:
             place = find_tokenizer(self.config.tokenizer, self.origin)
             tokenizer = Tokenizer.load(place, verify=self._verify)
             require_fitting(self.config, tokenizer.config, str(place))
+            require_trained_with(self.config, tokenizer.fingerprint, str(place))
             self._tokenizer = tokenizer
         return self._tokenizer
 

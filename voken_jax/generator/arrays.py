@@ -17,7 +17,8 @@ class Arrays:
     """A generator that takes and gives NumPy arrays."""
 
     def __init__(self, generator: Generator, cache_dtype: str | None):
-        self.config, self.origin = generator.config, generator.origin
+        self.config, self.framework = generator.config, "jax"
+        self.fingerprints = {"generator": generator.fingerprint(), "tokenizer": generator.tokenizer.fingerprint()}
         self.image_size = generator.config.model.grid * generator.tokenizer.downsampling
         self._generator, self._cache_dtype = generator, cache_dtype
 

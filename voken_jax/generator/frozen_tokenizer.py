@@ -40,7 +40,8 @@ class FrozenTokenizer:
         assert config.tokenizer is not None
         self.tokenizer, self._model = Tokenizer.load(place or config.tokenizer), config.model
         require_fitting_tokenizer(config, self.tokenizer.config)
-        require_same_tokenizer(config, self.tokenizer.fingerprint())
+        self.fingerprint = self.tokenizer.fingerprint()
+        require_same_tokenizer(config, self.fingerprint)
         self._mesh, self._network = mesh, build_autoencoder(self.tokenizer.config)
         self._weights: Weights | None = None
         self._program = jax.jit(self._tokens, out_shardings=batch_sharding(mesh))

@@ -11,6 +11,7 @@ import numpy as np
 
 from voken_common.config.generator import GeneratorConfig
 from voken_common.config.schedules import build_schedule
+from voken_common.data.generator_data import with_origin
 from voken_common.training import generator_logs
 from voken_common.training.log import RunLog
 from voken_common.visual import grid
@@ -46,9 +47,11 @@ class GeneratorTask(Task):
     abstract: GeneratorState
 
     def __init__(self, config: GeneratorConfig, per_epoch: int, tokenizer: Path | None = None):
-        self.config, self.mesh = config, make_mesh(config.mesh)
+        self.mesh = make_mesh(config.mesh)
         check_batch(config, self.mesh)
         self.data = GeneratorData(config, self.mesh, tokenizer)
+        encoder = self.data.tokenizer
+        self.config = config = with_origin(config, None if encoder is None else encoder.fingerprint)
         self.total_steps = config.training.steps or (config.training.epochs or 0) * per_epoch
         self.shown = generator_logs.shown(config)
         self.rates = generator_logs.rates(config, jax.devices()[0].device_kind, self.mesh.size)

@@ -9,12 +9,11 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from voken_common.config.tokenizer import IBQConfig, LFQConfig, QuantizerConfig
-from voken_jax.quantizers.ibq import IBQOutput, ibq, ibq_encode
+from voken_jax.quantizers.ibq import IBQOutput, codebook_lookup, ibq, ibq_encode
 from voken_jax.quantizers.lfq import indices_to_codes, lfq, lfq_indices
 from voken_jax.quantizers.sharded import ibq_sharded
 from voken_jax.quantizers.vq import vq, vq_encode
@@ -106,7 +105,7 @@ def lookup(config: QuantizerConfig, indices: Int[Array, "B h w"], codebook: Code
     """The codes of these ids, as the decoder takes them."""
     if isinstance(config, LFQConfig):
         return indices_to_codes(indices, config.code_dim)
-    return jnp.take(_required(codebook), indices, axis=0)
+    return codebook_lookup(indices, _required(codebook))
 
 
 def code_indices(config: QuantizerConfig, codes: Float[Array, "B h w D"], codebook: Codebook) -> Int[Array, "B h w"]:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from voken_jax.quantizers import rows, streaming
 from voken_jax.quantizers.assignment import Assignment, Cotangents, Settings, compute_dtype
+from voken_jax.quantizers.ids import widened
 from voken_jax.quantizers.rows import RowResiduals
 from voken_jax.quantizers.streaming import Residuals
 
@@ -107,9 +108,15 @@ def ibq_encode(
     return streaming.forward(flat, codebook, settings).indices.reshape(z.shape[:-1])
 
 
-def codebook_lookup(indices: Int[Array, "*batch"], codebook: Float[Array, "K D"]) -> Float[Array, "*batch D"]:
-    """Codes of code numbers, for decoding; a number outside [0, K) gives not-a-number instead of a wrong code."""
-    return jnp.take(codebook, indices, axis=0, mode="fill")
+def codebook_lookup(indices: Any, codebook: Float[Array, "K D"]) -> Float[Array, "*batch D"]:
+    """Codes of code numbers in [0, K), an array or list of any integer type, for decoding.
+
+    Raises:
+      ValueError: a number outside [0, K). Inside a traced function it gives not-a-number instead of a wrong code.
+    """
+    numbers = widened(indices, codebook.shape[0], "indices")
+    # Out of range on either side: by itself `take` counts negative numbers from the end.
+    return jnp.take(codebook, jnp.where(numbers < 0, codebook.shape[0], numbers), axis=0, mode="fill")
 
 
 def check_temperature(temperature: float) -> float:

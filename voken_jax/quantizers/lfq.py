@@ -6,13 +6,15 @@ Yu et al., "Language Model Beats Diffusion: Tokenizer is Key to Visual Generatio
 "Open-MAGVIT2", 2024 (factorised token indices).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from voken_jax.quantizers.entropy import bernoulli_entropy, factorized_average_entropy
+from voken_jax.quantizers.ids import widened
 
 _INDEX_BITS = 31
 
@@ -92,35 +94,45 @@ def lfq_indices(x: Float[Array, "*batch D"]) -> Int[Array, "*batch"]:
     return jnp.sum(bits << jnp.arange(x.shape[-1], dtype=jnp.int32), axis=-1, dtype=jnp.int32)
 
 
-def indices_to_codes(indices: Int[Array, "*batch"], dim: int, dtype: jnp.dtype = jnp.float32) -> Array:
-    """Codes (..., dim) of -1 and +1 for code numbers in [0, 2^dim).
+def indices_to_codes(indices: Any, dim: int, dtype: jnp.dtype = jnp.float32) -> Float[Array, "*batch D"]:
+    """Codes (..., dim) of -1 and +1 for code numbers in [0, 2^dim): an array or list of any integer type.
 
     Raises:
-      ValueError: if dim is 0 or over 31.
+      ValueError: if dim is 0 or over 31, or a number is no code. Inside a traced function, where that cannot be
+        raised, such a number gives not-a-number instead of a wrong code.
     """
     _check_dim(dim)
-    bits = (jnp.asarray(indices)[..., None] >> jnp.arange(dim, dtype=jnp.int32)) & 1
-    return (2 * bits - 1).astype(dtype)
+    numbers = widened(indices, 2**dim, "indices")
+    bits = (numbers[..., None] >> jnp.arange(dim, dtype=jnp.int32)) & 1
+    codes = (2 * bits - 1).astype(dtype)
+    if isinstance(numbers, jax.core.Tracer) and jnp.issubdtype(dtype, jnp.floating):
+        return jnp.where((numbers >> dim == 0)[..., None], codes, jnp.nan)
+    return codes
 
 
-def split_indices(indices: Int[Array, "*batch"], bits: tuple[int, int] = (6, 12)) -> tuple[Array, Array]:
-    """Split code numbers of sum(bits) bits into (pre, post): numbers of the first and of the last channels.
+def split_indices(indices: Any, bits: tuple[int, int] = (6, 12)) -> tuple[Int[Array, "*batch"], Int[Array, "*batch"]]:
+    """Split code numbers of sum(bits) bits into (pre, post), int32: numbers of the first and of the last channels.
 
-    Raises:
-      ValueError: if bits do not name two positive widths of at most 31 bits in all.
-    """
-    _check_bits(bits)
-    return indices & (2 ** bits[0] - 1), indices >> bits[0]
-
-
-def join_indices(pre: Int[Array, "*batch"], post: Int[Array, "*batch"], bits: tuple[int, int] = (6, 12)) -> Array:
-    """Undo `split_indices`.
+    Args:
+      indices: array or list of any integer type.
+      bits: widths of the two.
 
     Raises:
-      ValueError: if bits do not name two positive widths of at most 31 bits in all.
+      ValueError: if bits do not name two positive widths of at most 31 bits in all, or a number has more bits.
     """
     _check_bits(bits)
-    return pre | (post << bits[0])
+    numbers = widened(indices, 2 ** sum(bits), "indices")
+    return numbers & (2 ** bits[0] - 1), numbers >> bits[0]
+
+
+def join_indices(pre: Any, post: Any, bits: tuple[int, int] = (6, 12)) -> Int[Array, "*batch"]:
+    """Undo `split_indices`: int32, whatever integer types the two have.
+
+    Raises:
+      ValueError: if bits do not name two positive widths of at most 31 bits in all, or a number has more bits.
+    """
+    _check_bits(bits)
+    return widened(pre, 2 ** bits[0], "pre") | (widened(post, 2 ** bits[1], "post") << bits[0])
 
 
 def _check_dim(dim: int) -> None:

@@ -31,10 +31,11 @@ def init_statistics(codes: int) -> CodebookStatistics:
 def update_statistics(statistics: CodebookStatistics, indices: Int[Array, "*batch"]) -> CodebookStatistics:
     """Count the codes of one batch. Numbers outside [0, K) are ignored, so -1 may mark padding.
 
-    Counters stop at 2^32 - 1 instead of wrapping around.
+    Ids may be of any integer type. Counters stop at 2^32 - 1 instead of wrapping around.
     """
     codes = statistics.counts.shape[0]
-    flat = indices.reshape(-1)
+    # Wide enough to say "past the end" whatever type the ids come in.
+    flat = jnp.asarray(indices).astype(jnp.int32).reshape(-1)
     # A negative index would count from the end; as an index past the end it is dropped.
     flat = jnp.where(flat < 0, codes, flat)
     batch = jnp.zeros_like(statistics.counts).at[flat].add(1, mode="drop")

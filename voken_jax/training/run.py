@@ -50,7 +50,7 @@ def train(config: AnyConfig, workdir: Path, profile: int = 0) -> dict[str, float
             checkpoints = Checkpoints(workdir, config.checkpoint)
             try:
                 state, progress = _start(task, checkpoints, iterator)
-                _write_config(workdir, config)
+                _write_config(workdir, task.config)
                 steps = Steps(task, state, progress, workdir)
                 return _run(task, steps, iterator, checkpoints, workdir, profile)
             finally:

@@ -17,7 +17,7 @@ from voken_common.checkpoints.steps import Step, Weights
 from voken_common.checkpoints.weight_names import require_same_shapes
 from voken_common.config.generator import GeneratorConfig, SamplingConfig
 from voken_common.config.sampling import Sampling
-from voken_common.data.tokens.format import join_ids
+from voken_common.data.tokens.format import fingerprint_of, join_ids
 from voken_common.sampling.requests import (
     Samples,
     check_labels,
@@ -25,6 +25,7 @@ from voken_common.sampling.requests import (
     check_seeds,
     no_tokenizer,
     require_fitting,
+    require_trained_with,
 )
 from voken_torch.checkpoints import load as loading
 from voken_torch.device.runtime import Runtime
@@ -73,6 +74,7 @@ class Generator:
         self._tokenizer, self._verify = tokenizer, verify
         if tokenizer is not None:
             require_fitting(config, tokenizer.config, tokenizer.config.name)
+            require_trained_with(config, tokenizer.fingerprint, tokenizer.config.name)
 
     @classmethod
     def load(
@@ -104,6 +106,13 @@ class Generator:
             tokenizer = Tokenizer.load(tokenizer, runtime=runtime, verify=verify)
         return cls(found.meta.generator, found.weights, tokenizer, found.path, runtime, verify)
 
+    def fingerprint(self) -> str:
+        """A hash of network and weights, in the precision in which they are computed with."""
+        weights = {name: weight.cpu() for name, weight in self._network.state_dict().items()}
+        # NumPy has no bfloat16; float32 holds the same values.
+        arrays = {k: (w.float() if w.dtype is torch.bfloat16 else w).numpy() for k, w in weights.items()}
+        return fingerprint_of(self.config.model.model_dump(mode="json"), arrays)
+
     @property
     def classes(self) -> int:
         """Labels are in [0, classes)."""
@@ -122,6 +131,7 @@ class Generator:
             place = find_tokenizer(self.config.tokenizer, self.origin)
             tokenizer = Tokenizer.load(place, runtime=self.runtime, verify=self._verify)
             require_fitting(self.config, tokenizer.config, str(place))
+            require_trained_with(self.config, tokenizer.fingerprint, str(place))
             self._tokenizer = tokenizer
         return self._tokenizer
 

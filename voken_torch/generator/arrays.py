@@ -18,7 +18,8 @@ class Arrays:
     """A generator that takes and gives NumPy arrays, images channels last."""
 
     def __init__(self, generator: Generator, cache_dtype: str | None):
-        self.config, self.origin = generator.config, generator.origin
+        self.config, self.framework = generator.config, "torch"
+        self.fingerprints = {"generator": generator.fingerprint(), "tokenizer": generator.tokenizer.fingerprint()}
         self.image_size = generator.config.model.grid * generator.tokenizer.downsampling
         self._generator = generator
         self._cache_dtype = None if cache_dtype is None else getattr(torch, cache_dtype)

@@ -38,7 +38,8 @@ class FrozenTokenizer:
         assert config.tokenizer is not None
         self.tokenizer, self._model = Tokenizer.load(place or config.tokenizer, runtime=runtime), config.model
         require_fitting_tokenizer(config, self.tokenizer.config)
-        require_same_tokenizer(config, self.tokenizer.fingerprint())
+        self.fingerprint = self.tokenizer.fingerprint()
+        require_same_tokenizer(config, self.fingerprint)
 
     def encode(self, images: Float[Tensor, "B H W 3"]) -> Int[Tensor, "B T S"]:
         """Tokens (int32) of images in [-1, 1], on the device: nothing waits for it."""

@@ -56,10 +56,11 @@ class GeneratorTask(Task):
     state: GeneratorState
 
     def __init__(self, config: GeneratorConfig, per_epoch: int, runtime: Runtime, tokenizer: Path | None = None):
-        from voken_common.data.generator_data import open_held_out
+        from voken_common.data.generator_data import open_held_out, with_origin
 
-        self.config, self.runtime = config, runtime
+        self.runtime = runtime
         self.tokenizer = None if config.tokenizer is None else FrozenTokenizer(config, runtime, tokenizer)
+        self.config = config = with_origin(config, None if self.tokenizer is None else self.tokenizer.fingerprint)
         self.held_out = open_held_out(config, process_index(), process_count()) if config.data.held_out else None
         self.total_steps = config.training.steps or (config.training.epochs or 0) * per_epoch
         self.shown = generator_logs.shown(config)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from voken_common.config.tokenizer import IBQConfig, LFQConfig, QuantizerConfig
 from voken_torch.device.kernels import at_least_float32
 from voken_torch.quantizers.blocks import ReduceMean, in_full_precision
-from voken_torch.quantizers.ibq import ibq, ibq_encode
+from voken_torch.quantizers.ibq import codebook_lookup, ibq, ibq_encode
 from voken_torch.quantizers.lfq import indices_to_codes, lfq, lfq_indices
 from voken_torch.quantizers.vq import vq, vq_encode
 
@@ -116,7 +115,7 @@ def lookup(config: QuantizerConfig, indices: Int[Tensor, "B h w"], codebook: Cod
     """The codes of these ids, as the decoder takes them."""
     if isinstance(config, LFQConfig):
         return indices_to_codes(indices, config.code_dim)
-    return F.embedding(indices, _required(codebook))
+    return codebook_lookup(indices, _required(codebook))
 
 
 def code_indices(config: QuantizerConfig, codes: Float[Tensor, "B h w D"], codebook: Codebook) -> Int[Tensor, "B h w"]:

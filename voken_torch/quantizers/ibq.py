@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -20,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from voken_torch.quantizers import rows, streaming
 from voken_torch.quantizers.assignment import Assignment, Cotangents, Settings
 from voken_torch.quantizers.blocks import ReduceMean
+from voken_torch.quantizers.ids import widened
 from voken_torch.quantizers.rows import RowResiduals
 from voken_torch.quantizers.streaming import Residuals, SharpResiduals
 
@@ -119,11 +121,13 @@ def ibq_encode(
     return streaming.forward(flat, codebook, settings, soft=False)[0].indices.reshape(z.shape[:-1])
 
 
-def codebook_lookup(indices: Int[Tensor, "*batch"], codebook: Float[Tensor, "K D"]) -> Float[Tensor, "*batch D"]:
-    """Codes of code numbers, for decoding; a number outside [0, K) gives not-a-number instead of a wrong code."""
-    valid = (indices >= 0) & (indices < codebook.shape[0])
-    codes = codebook[torch.where(valid, indices, 0).long()]
-    return torch.where(valid[..., None], codes, torch.nan)
+def codebook_lookup(indices: Any, codebook: Float[Tensor, "K D"]) -> Float[Tensor, "*batch D"]:
+    """Codes of code numbers in [0, K), a tensor, array or list of any integer type, for decoding.
+
+    Raises:
+        ValueError: a number outside [0, K).
+    """
+    return F.embedding(widened(indices, codebook.shape[0], "indices", codebook.device), codebook)
 
 
 def check_temperature(temperature: float) -> float:

@@ -8,7 +8,7 @@ Yu et al., "Language Model Beats Diffusion: Tokenizer is Key to Visual Generatio
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from voken_torch.quantizers.blocks import ReduceMean, compute_dtype
 from voken_torch.quantizers.entropy import bernoulli_entropy, factorized_average_entropy
+from voken_torch.quantizers.ids import widened
 
 _INDEX_BITS = 31
 
@@ -97,41 +98,42 @@ def lfq_indices(x: Float[Tensor, "*batch D"]) -> Int[Tensor, "*batch"]:
     return (bits << torch.arange(x.shape[-1], dtype=torch.int32, device=x.device)).sum(dim=-1, dtype=torch.int32)
 
 
-def indices_to_codes(
-    indices: Int[Tensor, "*batch"], dim: int, dtype: torch.dtype = torch.float32
-) -> Float[Tensor, "*batch D"]:
-    """Codes (..., dim) of -1 and +1 for code numbers in [0, 2^dim).
+def indices_to_codes(indices: Any, dim: int, dtype: torch.dtype = torch.float32) -> Float[Tensor, "*batch D"]:
+    """Codes (..., dim) of -1 and +1 for code numbers in [0, 2^dim): a tensor, array or list of any integer type.
 
     Raises:
-        ValueError: dim is 0 or over 31.
+        ValueError: dim is 0 or over 31, or a number is no code.
     """
     _check_dim(dim)
-    bits = (indices[..., None] >> torch.arange(dim, dtype=indices.dtype, device=indices.device)) & 1
+    numbers = widened(indices, 2**dim, "indices")
+    bits = (numbers[..., None] >> torch.arange(dim, dtype=torch.int64, device=numbers.device)) & 1
     return (2 * bits - 1).to(dtype)
 
 
-def split_indices(
-    indices: Int[Tensor, "*batch"], bits: tuple[int, int] = (6, 12)
-) -> tuple[Int[Tensor, "*batch"], Int[Tensor, "*batch"]]:
-    """Split code numbers of sum(bits) bits into (pre, post): numbers of the first and of the last channels.
+def split_indices(indices: Any, bits: tuple[int, int] = (6, 12)) -> tuple[Int[Tensor, "*batch"], Int[Tensor, "*batch"]]:
+    """Split code numbers of sum(bits) bits into (pre, post), int32: numbers of the first and of the last channels.
+
+    Args:
+        indices: tensor, array or list of any integer type.
+        bits: widths of the two.
 
     Raises:
-        ValueError: bits do not name two positive widths of at most 31 bits in all.
+        ValueError: bits do not name two positive widths of at most 31 bits in all, or a number has more bits.
     """
     _check_bits(bits)
-    return indices & (2 ** bits[0] - 1), indices >> bits[0]
+    numbers = widened(indices, 2 ** sum(bits), "indices").to(torch.int32)
+    return numbers & (2 ** bits[0] - 1), numbers >> bits[0]
 
 
-def join_indices(
-    pre: Int[Tensor, "*batch"], post: Int[Tensor, "*batch"], bits: tuple[int, int] = (6, 12)
-) -> Int[Tensor, "*batch"]:
-    """Undo `split_indices`.
+def join_indices(pre: Any, post: Any, bits: tuple[int, int] = (6, 12)) -> Int[Tensor, "*batch"]:
+    """Undo `split_indices`: int32, whatever integer types the two have.
 
     Raises:
-        ValueError: bits do not name two positive widths of at most 31 bits in all.
+        ValueError: bits do not name two positive widths of at most 31 bits in all, or a number has more bits.
     """
     _check_bits(bits)
-    return pre | (post << bits[0])
+    joined = widened(pre, 2 ** bits[0], "pre") | (widened(post, 2 ** bits[1], "post") << bits[0])
+    return joined.to(torch.int32)
 
 
 def _check_dim(dim: int) -> None:

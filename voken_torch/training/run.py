@@ -54,7 +54,7 @@ def train(config: AnyConfig, workdir: Path, runtime: Runtime | None = None, prof
         with held(workdir, process_index() == 0, lambda flag: any_process(flag, runtime.device)):
             checkpoints = Checkpoints(workdir, config.checkpoint)
             progress = _resume(task, checkpoints, iterator)
-            _write_config(workdir, config)
+            _write_config(workdir, task.config)
             return _run(task, Steps(task, progress, workdir), iterator, checkpoints, workdir, profile)
     finally:
         iterator.close()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import struct
 import zlib
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _HEADER = struct.Struct("<IiHH")
 _CHECKSUM = struct.Struct("<I")
+_LATER = frozenset({"norm_groups"})
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -166,6 +168,8 @@ def encode_record(record: Record, vocabularies: Sequence[int]) -> bytes:
     tokens = np.asarray(record.tokens)
     if tokens.ndim != 2 or tokens.shape[1] != len(vocabularies):
         raise ValueError(f"{record.key}: ids have shape {tokens.shape}, expected (T, {len(vocabularies)})")
+    if tokens.dtype.kind not in "iu":
+        raise ValueError(f"{record.key}: ids are {tokens.dtype}, expected integers")
     limits = np.asarray(vocabularies)
     if tokens.size and (tokens.min() < 0 or (tokens >= limits).any()):
         raise ValueError(
@@ -203,22 +207,44 @@ def decode_record(data: bytes, vocabularies: Sequence[int], tokens: int) -> Reco
 
 
 def split_ids(ids: Int[np.ndarray, "*b"], vocabularies: Sequence[int]) -> Int32[np.ndarray, "*b S"]:
-    """Ids as sub-tokens, those of `sub_tokens` side by side."""
-    return np.stack(sub_tokens(np.asarray(ids, np.int32), vocabularies), -1)
+    """Ids of any integer type as sub-tokens, those of `sub_tokens` side by side.
+
+    Raises:
+        ValueError: ids that are no integers, or outside the vocabularies.
+    """
+    return np.stack(sub_tokens(_widened(ids, math.prod(vocabularies), "ids"), vocabularies), -1)
 
 
 def sub_tokens(ids: Any, vocabularies: Sequence[int]) -> list[Any]:
     """The sub-tokens of ids, an array each: of two, the first takes the lowest bits (first channels of an LFQ code).
 
-    Works on integer arrays of NumPy and of either framework.
+    Works on integer arrays of NumPy and of either framework, of a type that holds every id: see `split_ids`.
     """
     return [ids] if len(vocabularies) == 1 else [ids % vocabularies[0], ids // vocabularies[0]]
 
 
 def join_ids(tokens: Int[np.ndarray, "*b S"], vocabularies: Sequence[int]) -> Int32[np.ndarray, "*b"]:
-    """Inverse of `split_ids`."""
-    tokens = np.asarray(tokens, np.int32)
-    return tokens[..., 0] if len(vocabularies) == 1 else tokens[..., 0] + tokens[..., 1] * np.int32(vocabularies[0])
+    """Inverse of `split_ids`.
+
+    Raises:
+        ValueError: sub-tokens that are no integers, another number of them, or such that are outside the vocabularies.
+    """
+    found = np.asarray(tokens)
+    if not found.ndim or found.shape[-1] != len(vocabularies):
+        raise ValueError(f"sub-tokens have shape {found.shape}, expected (..., {len(vocabularies)})")
+    parts = [_widened(found[..., i], v, f"sub-tokens {i}") for i, v in enumerate(vocabularies)]
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1] * np.int32(vocabularies[0])
+
+
+def _widened(ids: Any, count: int, name: str) -> Int32[np.ndarray, "*b"]:
+    array = np.asarray(ids)
+    if not array.size:
+        return np.zeros(array.shape, np.int32)
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{name} are {array.dtype}, expected integers")
+    if not 0 <= array.min() <= array.max() < count:
+        raise ValueError(f"{name} run from {array.min()} to {array.max()}, expected 0 to {count - 1}")
+    return array.astype(np.int32)
 
 
 def fingerprint(config: Config, weights: Mapping[str, np.ndarray]) -> str:
@@ -230,7 +256,16 @@ def fingerprint(config: Config, weights: Mapping[str, np.ndarray]) -> str:
     """
     quantizer = config.quantizer.model_dump(mode="json")
     decisive = {key: quantizer.get(key) for key in ("kind", "codebook_size", "code_dim", "l2_normalize")}
-    digest = hashlib.sha256(json.dumps([config.model.model_dump(mode="json"), decisive]).encode())
+    model = config.model.model_dump(mode="json")
+    defaults = {name: field.default for name, field in type(config.model).model_fields.items()}
+    # Settings that came later count where they are used: tokens of earlier versions stay those of their tokenizer.
+    network = {key: value for key, value in model.items() if key not in _LATER or value != defaults[key]}
+    return fingerprint_of([network, decisive], weights)
+
+
+def fingerprint_of(network: Any, weights: Mapping[str, np.ndarray]) -> str:
+    """A hash of what describes a network, as plain values, and of its weights."""
+    digest = hashlib.sha256(json.dumps(network).encode())
     for name in sorted(weights):
         array = np.ascontiguousarray(weights[name])
         digest.update(f"{name} {array.dtype.name} {array.shape}".encode())
