@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -107,7 +108,8 @@ class Meta:
         return {
             "layout": LAYOUT,
             "step": self.step,
-            "metrics": self.metrics,
+            # JSON knows no other numbers, and nothing is ranked by them.
+            "metrics": {name: value for name, value in self.metrics.items() if math.isfinite(value)},
             "config": config,
             "progress": progress,
         }
@@ -210,7 +212,7 @@ def _best_good(steps: dict[int, Path], read_meta: Callable[[Path], Meta], proble
     if not metas:
         raise DamagedError("none of the steps can be read, so none is the best")
     metric = metas[max(metas)].config.checkpoint.best_metric
-    scored = {number: meta.metrics[metric] for number, meta in metas.items() if metric in meta.metrics}
+    scored = _finite({number: meta.metrics for number, meta in metas.items()}, metric)
     if not scored:
         raise CheckpointError(f"no step of {sorted(steps)} was validated, so none is the best by {metric}; use latest")
     for number in _ranked(scored, metric):
@@ -276,7 +278,7 @@ def kept_steps(
     metrics: Mapping[int, Mapping[str, float]], config: CheckpointConfig | GeneratorCheckpointConfig
 ) -> set[int]:
     """Which of several steps (number -> metrics of its validation, if any) are kept: the last ones and the best."""
-    scored = {step: values[config.best_metric] for step, values in metrics.items() if config.best_metric in values}
+    scored = _finite(metrics, config.best_metric)
     best = _ranked(scored, config.best_metric)[: config.keep_best]
     return set(sorted(metrics)[-config.keep_last :]) | set(best)
 
@@ -310,6 +312,11 @@ def check_same_run(saved: AnyConfig, config: AnyConfig) -> list[str]:
             "checkpoint (its config.yaml)"
         )
     return [f"{key} (was {old}, is {new})" for key, (old, new) in changed.items()]
+
+
+def _finite(metrics: Mapping[int, Mapping[str, float]], metric: str) -> dict[int, float]:
+    """Step -> value of a metric, where it was measured and is a finite number."""
+    return {step: values[metric] for step, values in metrics.items() if math.isfinite(values.get(metric, math.nan))}
 
 
 def _ranked(scored: Mapping[int, float], metric: str) -> list[int]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from voken_common.atomic_write import replacing
 from voken_common.data.decode import IMAGE_SUFFIXES, decode_image, is_image_name
 from voken_common.data.transforms import to_float
-from voken_common.metrics import psnr
+from voken_common.metrics import bounded_psnr
 from voken_common.pixels import pad_to_multiple, to_uint8
 from voken_common.visual import save_png, side_by_side
 
@@ -69,7 +69,7 @@ def reconstruct(tokenizer: ImageTokenizer, paths: list[Path], root: Path, output
         found = tokenizer.encode(padded)
         result = region.crop(tokenizer.decode(found))
         name = names[path]
-        ids[name], values[name] = found[0], float(psnr(image, result)[0])
+        ids[name], values[name] = found[0], float(bounded_psnr(image, result)[0])
         save_png(output / f"{name}.reconstruction.png", to_uint8(result[0]))
         if len(shown) < PICTURE_IMAGES:
             shown.append((image[0], result[0], f"{values[name]:.2f} dB"))

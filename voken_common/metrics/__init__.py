@@ -7,14 +7,16 @@ images holds statistics, never features, and hosts combine what they saw.
 from voken_common.metrics.average import Average
 from voken_common.metrics.codebook import CodebookCounter, codebook_perplexity, codebook_usage
 from voken_common.metrics.frechet import GaussianStatistics, frechet_distance, frechet_distance_of_features
-from voken_common.metrics.image import psnr, ssim
+from voken_common.metrics.image import HIGHEST_PSNR, bounded_psnr, psnr, ssim
 from voken_common.metrics.inception_score import InceptionScore
 
 __all__ = [
+    "HIGHEST_PSNR",
     "Average",
     "CodebookCounter",
     "GaussianStatistics",
     "InceptionScore",
+    "bounded_psnr",
     "codebook_perplexity",
     "codebook_usage",
     "frechet_distance",

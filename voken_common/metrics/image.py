@@ -6,18 +6,23 @@ Shapes: B batch, H height, W width, C channels. Images are uint8, or float in [-
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from jaxtyping import Float64, Num
 from scipy.ndimage import uniform_filter1d
 
 from voken_common.pixels import to_uint8
 
+HIGHEST_PSNR = 10 * math.log10(12 * 255.0**2)
+"""58.92 dB: rounding to 8 bits alone has a mean squared error of 1/12 of a squared grey level; less cannot be told."""
+
 _WINDOW = 7
 _K1, _K2 = 0.01, 0.03
 
 
 def psnr(original: Num[np.ndarray, "b h w c"], image: Num[np.ndarray, "b h w c"]) -> Float64[np.ndarray, " b"]:
-    """Peak signal-to-noise ratio in dB; infinite where the bytes are equal.
+    """Peak signal-to-noise ratio in dB; infinite where the bytes are equal. Means are taken of `bounded_psnr`.
 
     Raises:
         ValueError: the shapes differ or are not (B, H, W, C).
@@ -26,6 +31,15 @@ def psnr(original: Num[np.ndarray, "b h w c"], image: Num[np.ndarray, "b h w c"]
     error = np.mean((x - y) ** 2, axis=(1, 2, 3))
     with np.errstate(divide="ignore"):
         return 10 * np.log10(255.0**2 / error)
+
+
+def bounded_psnr(original: Num[np.ndarray, "b h w c"], image: Num[np.ndarray, "b h w c"]) -> Float64[np.ndarray, " b"]:
+    """PSNR in dB, at most `HIGHEST_PSNR`: for means and rankings, which one exact image would make infinite.
+
+    Raises:
+        ValueError: as `psnr`.
+    """
+    return np.minimum(psnr(original, image), HIGHEST_PSNR)
 
 
 def ssim(original: Num[np.ndarray, "b h w c"], image: Num[np.ndarray, "b h w c"]) -> Float64[np.ndarray, " b"]:

@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from voken_common.training.collapse import CollapseWatch
+from voken_common.training.metrics_file import MetricsFile
 from voken_common.visual import save_png
 
 logger = logging.getLogger("voken")
@@ -25,10 +26,10 @@ SHOWN = ("total_loss", "reconstruction_loss", "codebook_entropy")
 
 
 class RunLog:
-    """Writer and progress bar of one run; a context manager.
+    """Writer and progress bar of one run; a context manager. Without a terminal every logging step is one line.
 
     Args:
-        workdir: event files go to `tensorboard/`, pictures to `pictures/`.
+        workdir: event files go to `tensorboard/`, numbers to `metrics.jsonl`, pictures to `pictures/`.
         total_steps: length of the run.
         first_step: where it continues.
         images_per_step: global batch size, for the rate.
@@ -52,14 +53,17 @@ class RunLog:
         self._workdir, self._enabled, self._images = Path(workdir), enabled, images_per_step
         self._rates = {"images_per_second": 1.0, **(rates or {})}
         self._writer = _event_writer(self._workdir / "tensorboard") if enabled else None
+        self._file = MetricsFile(self._workdir, first_step) if enabled else None
+        self._total, self._to_screen = total_steps, sys.stderr.isatty()
         self._bar = tqdm(
             total=total_steps,
             initial=first_step,
             unit="step",
-            disable=not enabled,
+            # A log that goes to a file has a line per logging step instead.
+            disable=not (enabled and self._to_screen),
             dynamic_ncols=True,
             smoothing=0.05,
-            mininterval=0.5 if sys.stderr.isatty() else 15.0,
+            mininterval=0.5,
         )
         self._last: tuple[float, float] = (time.perf_counter(), first_step)
 
@@ -68,10 +72,12 @@ class RunLog:
         self._bar.update()
 
     def scalars(self, step: int, values: Mapping[str, float], prefix: str = "") -> None:
-        """Numbers for TensorBoard."""
+        """Numbers for TensorBoard and `metrics.jsonl`."""
         if self._writer:
             for name, value in values.items():
                 self._writer.add_scalar(prefix + name, value, step)
+        if self._file:
+            self._file.write(step, {prefix + name: value for name, value in values.items()})
 
     def training(self, step: int, values: Mapping[str, float], shown: tuple[str, ...]) -> None:
         """Training scalars with the rate since the last call; `shown` ones go to the progress bar too."""
@@ -82,7 +88,12 @@ class RunLog:
         rates = {name: rate * factor for name, factor in self._rates.items()}
         self.scalars(step, {**values, **rates}, prefix="train/")
         texts = [f"{name}={values[name]:.4g}" for name in shown if name in values]
-        self._bar.set_postfix_str(" ".join([f"{rate:.1f} images/s", *texts]), refresh=False)
+        if {"codebook_usage", "codebook_usage_possible"} <= values.keys():
+            texts.append(usage_text(values["codebook_usage"], values["codebook_usage_possible"]))
+        text = "  ".join([f"{rate:.1f} images/s", *texts])
+        self._bar.set_postfix_str(text, refresh=False)
+        if not self._to_screen:
+            self.message(f"step {step}/{self._total}  {text}")
 
     def pause(self, step: int) -> None:
         """Leave the time until now out of the next rate: validation and saving are not training."""
@@ -117,8 +128,15 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
+        if self._file:
+            self._file.close()
         if self._writer:
             self._writer.close()
+
+
+def usage_text(used: float, possible: float) -> str:
+    """The share of the codes that was used beside the share that so many tokens can use: few use few."""
+    return f"codebook_usage={used:.2%} of {possible:.2%} possible"
 
 
 class StopRequest:

@@ -140,11 +140,15 @@ class RunLoop:
         try:
             with self._watch.waiting():
                 return next(self._batches)
-        except DataError:
+        except DataError as error:
             if self._hooks.alone and self._steps.number > self._saved:
                 self._steps.settle()
                 self._save(self._steps.number, {})
-                self._log.message(f"step {self._steps.number} is saved before the run ends, for want of data")
+                reason = " ".join(str(error).split())
+                self._log.message(
+                    f"step {self._steps.number} is saved before the run ends, for want of data: "
+                    f"{reason[:300]}{'...' if len(reason) > 300 else ''}"
+                )
             raise
 
     def _due(self, number: int) -> bool:
@@ -159,8 +163,12 @@ class RunLoop:
         self._reached = number
         # A run that is stopped and continued logs what one without a break does: no means over a part of the steps.
         if last or number % config.training.log_every == 0:
-            self._log.training(number, self._task.logged(self._steps.means(), number), self._task.shown)
-            self._look_at_codes(number)
+            means, use = self._task.logged(self._steps.means(), number), self._steps.code_use()
+            if use is not None and use.tokens:
+                means |= {"codebook_usage": use.share, "codebook_usage_possible": use.possible}
+            self._log.training(number, means, self._task.shown)
+            if use is not None and (warning := self._collapse.trained(number, use)):
+                self._log.warning(warning)
         validated: dict[str, float] = {}
         if self._task.validates and (last or number % config.validation.every == 0):
             self._heartbeat.beat(number, "validating")
@@ -170,12 +178,6 @@ class RunLoop:
         if number % config.validation.every == 0 or number % config.checkpoint.every == 0:
             self._log.pause(number)
         return validated
-
-    def _look_at_codes(self, number: int) -> None:
-        use = self._steps.code_use()
-        warning = None if use is None else self._collapse.trained(number, use)
-        if warning:
-            self._log.warning(warning)
 
     def _save(self, number: int, validated: dict[str, float]) -> None:
         self._heartbeat.beat(number, "saving")

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float, Int
 
-from voken_common.metrics import Average, codebook_perplexity, codebook_usage, psnr
+from voken_common.metrics import Average, bounded_psnr, codebook_perplexity, codebook_usage
+from voken_common.training.collapse import CodeUse
 from voken_common.training.log import RunLog
 from voken_common.visual import codebook_usage_plot, reconstruction_grid
 
@@ -44,14 +45,17 @@ class ValidationTotals:
         reconstructions: Float[np.ndarray, "b h w c"],
         values: Mapping[str, Float[np.ndarray, " b"]],
     ) -> None:
-        """Take one batch: its images and mask, their reconstructions, and metrics per image; PSNR is added here."""
+        """Take one batch: its images and mask, their reconstructions, and metrics per image; PSNR is added here.
+
+        An exactly reconstructed image counts with `voken_common.metrics.HIGHEST_PSNR`, so that the mean stays finite.
+        """
         present = batch["mask"] > 0
         if not present.any():
             return
         originals, reconstructions = batch["image"][present], reconstructions[present]
         for name, value in values.items():
             self._averages.setdefault(name, Average()).update(np.asarray(value)[present])
-        self._averages.setdefault("psnr", Average()).update(psnr(originals, reconstructions))
+        self._averages.setdefault("psnr", Average()).update(bounded_psnr(originals, reconstructions))
         if sum(len(shown) for shown, _ in self._shown) < self._pictures:
             self._shown.append((originals, reconstructions))
 
@@ -79,7 +83,10 @@ class ValidationTotals:
 def report(log: RunLog, step: int, result: Validation, images: int) -> None:
     """Scalars, a line above the progress bar, and the pictures of one validation."""
     log.scalars(step, result.metrics, prefix="validation/")
-    text = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
+    use = CodeUse(int(np.count_nonzero(result.counts)), result.counts.size, int(result.counts.sum()))
+    allowed = f" (of {use.possible:.4g} that {use.tokens} tokens can use)"
+    texts = [f"{name} {v:.4g}{allowed if name == 'codebook_usage' else ''}" for name, v in result.metrics.items()]
+    text = "  ".join(texts)
     log.message(f"step {step}  validation (EMA, {images} images):  {text}")
     warning = log.collapse.validated(step, result.counts) if log.collapse else None
     if warning:

@@ -30,6 +30,7 @@ def test_psnr_and_ssim_are_those_of_scikit_image():
 def test_identical_images():
     a, _ = random_images(1)
     assert np.all(np.isinf(metrics.psnr(a, a)))
+    np.testing.assert_allclose(metrics.bounded_psnr(a, a), 10 * np.log10(12 * 255**2), rtol=1e-15)
     np.testing.assert_allclose(metrics.ssim(a, a), 1, rtol=1e-12)
     flat = np.full((1, 7, 7, 3), 200, np.uint8)
     np.testing.assert_allclose(metrics.ssim(flat, flat), 1, rtol=1e-9)
