@@ -34,7 +34,7 @@ def widened(ids: Any, count: int, name: str = "ids", device: torch.device | None
         raise ValueError(f"{name} are {str(ids.dtype).removeprefix('torch.')}, expected integers")
     # Few operations know the unsigned types; numbers past int64 become negative ones, which are refused.
     wide = ids.to(torch.int64)
-    if not (wide.is_meta or torch.compiler.is_compiling() or torch._C._get_tracing_state()):
+    if not (wide.is_meta or torch.compiler.is_compiling() or torch.jit._trace.is_tracing()):
         _check(wide, count, name)
     return wide.to(device)
 
