@@ -53,6 +53,9 @@ weights by name. Where it has `lecam`, that is a named tuple of averages, one en
 DATA_FILE = Path("data", "process_0-of-1.json")
 """Grain's file of the iterator's state, inside a step; processes of a larger run write one each, all the same."""
 
+_GONE_SECONDS, _REMOVAL_SECONDS = 0.5, 30.0
+"""For how long a half-written step must stay away to count as removed, and for how long that is tried."""
+
 
 class Checkpoints:
     """The steps kept in one work directory.
@@ -180,10 +183,19 @@ class Checkpoints:
         self._manager.close()
 
     def _remove_partial(self, step: int) -> None:
-        """Remove what there is of a step; other threads of the write that failed may still be at it for a moment."""
-        for _ in range(5):
-            for partial in self._folder.glob(f"{step}.orbax-checkpoint-tmp*"):
-                shutil.rmtree(partial, ignore_errors=True)
+        """Remove what there is of a step.
+
+        Other threads of the write that failed may still add to it: it must be gone for a moment before that counts.
+        """
+        gone_since, begun = None, time.monotonic()
+        while time.monotonic() - begun < _REMOVAL_SECONDS:
+            partial = list(self._folder.glob(f"{step}.orbax-checkpoint-tmp*"))
+            for folder in partial:
+                shutil.rmtree(folder, ignore_errors=True)
+            now = time.monotonic()
+            gone_since = None if partial else gone_since or now
+            if gone_since is not None and now - gone_since > _GONE_SECONDS:
+                return
             time.sleep(0.1)
 
     @contextlib.contextmanager
