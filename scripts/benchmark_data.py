@@ -1,4 +1,4 @@
-"""How fast images become batches: every stage, every source, and a plain torch DataLoader over the same files.
+"""Measure the speed from image files to batches: every stage, every source, and a plain torch DataLoader beside them.
 
     python scripts/benchmark_data.py [--quick] [--workers 2] [--size 500x375] [--target 256]
 
@@ -57,7 +57,7 @@ def generate(folder: Path, count: int, size: tuple[int, int]) -> list[str]:
 
 
 def write_tars(paths: list[str], folder: Path) -> str:
-    """The same files as a set of tars, indexed as `python -m voken_common.data.tar.prepare` does it."""
+    """Write the same files as a set of tars, indexed as `python -m voken_common.data.tar.prepare` does it."""
     import tarfile
 
     from voken_common.data.tar.check import CheckOptions
@@ -73,7 +73,7 @@ def write_tars(paths: list[str], folder: Path) -> str:
 
 
 def write_tfds(paths: list[str], folder: Path) -> None:
-    """The same files as a TFDS data set in array_record."""
+    """Write the same files as a TFDS data set in array_record."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
@@ -287,7 +287,7 @@ def contend(args: argparse.Namespace, folder: Path) -> dict[str, list[tuple[floa
 
 
 def ratios(results: dict[str, list[tuple[float, float]]], first: str, second: str) -> tuple[float, float]:
-    """How fast a contender is relative to another, and how little processor time it takes: medians over the rounds."""
+    """Compare two contenders by time and by processor time: medians of the ratios over the rounds."""
     pairs = list(zip(results[first], results[second], strict=True))
     faster = statistics.median(one[0] / two[0] for one, two in pairs)
     return round(faster, 3), round(statistics.median(two[1] / one[1] for one, two in pairs), 3)

@@ -1,4 +1,4 @@
-"""What `benchmark_quantizers.py` measures: ours, the dense way in PyTorch and in JAX, and exact float64 gradients.
+"""Define the contenders of `benchmark_quantizers.py`: ours, dense PyTorch, dense JAX, and exact float64 gradients.
 
 The dense versions are written as the literature writes them: clearly, with arrays of tokens x codes.
 """

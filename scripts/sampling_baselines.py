@@ -1,4 +1,4 @@
-"""What `benchmark_sampling.py` measures: ours in JAX and in PyTorch, and the plain way of sampling, in PyTorch.
+"""Define the contenders of `benchmark_sampling.py`: ours in JAX and in PyTorch, and plain sampling in PyTorch.
 
 The plain version is eager code as one writes it first: a cache with room for every position that is written in place,
 attention over all of it with a mask, and the class's modulation computed wherever it is needed.
@@ -49,7 +49,7 @@ class Case:
 
     @property
     def settings(self) -> Sampling:
-        """How tokens are drawn."""
+        """Hold the settings by which tokens are drawn."""
         parts = len(self.transformer.vocabularies)
         return Sampling((self.scale,) * parts, (self.temperature,) * parts, (0,) * parts, (1.0,) * parts)
 
@@ -309,7 +309,7 @@ def bytes_per_step(case: Case) -> tuple[int, int]:
 
 
 def greedy(case: Case) -> Case:
-    """The same case without chance, for a few steps."""
+    """Return the same case with greedy choices, for a few steps."""
     return replace(case, temperature=0.0, steps=8)
 
 

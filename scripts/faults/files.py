@@ -45,7 +45,7 @@ def continues(framework: Framework, workdir: Path, *texts: str, step: int = NEWE
 
 
 def damage(framework: Framework, name: str, harm: Callable[[Path], str], jax: str, torch: str) -> str:
-    """Harm the newest step: it must be told, with the reason in a framework's words, and the one before used."""
+    """Damage the newest step: the run must report it with the reason, and continue from the step before."""
     workdir = interrupted(framework, name)
     what = harm(framework.place(workdir, NEWEST))
     reason = jax if framework.name == "jax" else torch
@@ -100,7 +100,7 @@ def truncated_array(framework: Framework) -> str:
 
 
 def damaged_metadata(framework: Framework) -> str:
-    """What names and places the arrays."""
+    """Return the file that names the arrays and says where their bytes are."""
 
     def harm(step: Path) -> str:
         return flip(step, step.stat().st_size - 30) if step.is_file() else flip(step / "generator" / "_METADATA")
@@ -232,7 +232,7 @@ def full_disk(framework: Framework) -> str:
 
 
 def full_disk_by_limit(framework: Framework) -> str:
-    """The same by a limit on the size of files, in a process of its own."""
+    """Meet a full disk through a limit on the size of files, in a process of its own."""
     workdir = interrupted(framework, "file_limit")
     # Orbax cuts arrays into files anew at every step: half the largest of one may be more than any of the next.
     limit = min(data_file(framework.place(workdir, NEWEST)).stat().st_size // 2, 2**16)
@@ -249,7 +249,7 @@ def full_disk_by_limit(framework: Framework) -> str:
 
 
 def read_only(framework: Framework) -> str:
-    """A directory that cannot be written to is told before anything is trained."""
+    """A directory that cannot be written to is reported before anything is trained."""
     source = interrupted(framework, "for_read_only")
     with small_disk(framework, 64 << 20) as disk:
         workdir = Path(shutil.copytree(source, disk / "run"))
@@ -293,7 +293,7 @@ def two_runs(framework: Framework) -> str:
 
 
 def lock_in_process(framework: Framework) -> str:
-    """The same without a second process."""
+    """Hold the directory from this process, without a second one."""
     from voken_common.checkpoints.lock import RunLock
 
     workdir = interrupted(framework, "locked")

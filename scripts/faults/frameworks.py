@@ -96,7 +96,7 @@ class Framework:
         self._reference: Path | None = None
 
     def arguments(self, workdir: Path, *overrides: str) -> list[str]:
-        """What follows the name of the training command."""
+        """Return the arguments of the training command."""
         device = ["--device", "cpu"] if self.name == "torch" else []
         return [
             *("--config", str(self.config), "--workdir", str(workdir)),
@@ -163,7 +163,7 @@ class Framework:
         return self.contents_of(self.place(workdir, step))
 
     def contents_of(self, place: Path) -> dict[str, np.ndarray]:
-        """The same of a step that lies anywhere."""
+        """Read the contents of a step in any folder."""
         if self.name == "torch":
             from voken_torch.checkpoints.torch import read
 
@@ -242,7 +242,7 @@ def free_port() -> int:
 
 
 def heartbeat(workdir: Path) -> dict[str, Any]:
-    """What the heartbeat file says; nothing if there is none."""
+    """Read the heartbeat file; empty if there is none."""
     try:
         return json.loads((workdir / "heartbeat.json").read_text())
     except FileNotFoundError:

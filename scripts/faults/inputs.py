@@ -30,7 +30,7 @@ def image_folder(place: Path, count: int, seed: int = 0) -> list[Path]:
 
 
 def damaged_images(framework: Framework) -> str:
-    """A cut and a garbled image are told and passed over; more than allowed of them stop the run."""
+    """A truncated and a garbled image are reported and skipped; more of them than allowed stop the run."""
     place = framework.scratch / "images"
     files = image_folder(place, 24)
     files[3].write_bytes(files[3].read_bytes()[:200])

@@ -153,7 +153,7 @@ def lost_process(framework: Framework, victim: int = 1) -> str:
 
 
 def _must_tell_loss(result: Result, victim: int) -> None:
-    """What is said by the process that is left in JAX, see docs/scaling.md."""
+    """Return the message of the JAX process that is left; see docs/scaling.md."""
     words = (f"process(es) {victim} of 2 lost", "a computation that all processes share did not finish")
     ended_by_jax = result.status == -signal.SIGABRT and "Terminating process because the JAX distributed" in result.text
     if victim == 0 and ended_by_jax:
@@ -163,7 +163,7 @@ def _must_tell_loss(result: Result, victim: int) -> None:
 
 
 def lost_first_process(framework: Framework) -> str:
-    """The same for the process that the others have found each other by."""
+    """Lose the first process, through which the others found each other."""
     return lost_process(framework, victim=0)
 
 

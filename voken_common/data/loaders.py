@@ -1,4 +1,4 @@
-"""Which loader a configuration needs: of images or of clips."""
+"""Choose the loader that a configuration needs: images or clips."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def training_samples(source: ImageSource, config: DataConfig) -> TrainSample | T
 
 
 def validation_rows(source: ImageSource, config: DataConfig, count: int) -> ValidationRow | ValidationClip:
-    """From the place in the evaluation order to a row of validation."""
+    """Turn a position of the evaluation order into a row of validation."""
     if config.is_video:
         from voken_common.data.clips import ValidationClip
 

@@ -39,7 +39,7 @@ The same command continues from what it has saved last."""
 
 
 class Placement(NamedTuple):
-    """Which part of which order a process sees.
+    """The part of the order that one process sees.
 
     Attributes:
         batch_size: samples per batch of this process.
@@ -94,11 +94,11 @@ class PositionedBatches(grain.DatasetIterator):
         """All batches from position `first` of `order` on, the incomplete last one dropped."""
 
     def _ahead(self, batches: grain.IterDataset) -> grain.IterDataset:
-        """What the main process does with batches before they are asked for."""
+        """Work of the main process on batches before they are asked for."""
         return batches if self.place is None else in_a_thread(batches.map(self.place))
 
     def _finished(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        """What is handed out for an element of `_batched`; runs in the main process."""
+        """Turn an element of `_batched` into what the iterator hands out; runs in the main process."""
         return batch
 
     @property

@@ -1,4 +1,4 @@
-"""Manners of worker processes."""
+"""Behaviour of worker processes."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a step costs, before it is paid for."""
+"""Costs of a training step, computed before it is run."""

@@ -1,4 +1,4 @@
-"""What a step costs on any number of devices, read off the program itself: arithmetic, memory and communication.
+"""Costs of a step on any number of devices, read off the program itself: arithmetic, memory, communication.
 
 Everything here is computed, nothing is measured: the program is compiled for as many simulated devices as asked for, so
 a budget says what the program has to do, and not how fast a machine does it.
@@ -57,7 +57,7 @@ class Traffic(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What is assumed of a device; see `Budget.expected`.
+    """Assumed figures of a device; see `Budget.expected`.
 
     Attributes:
         peak_flops: FLOP/s by its data sheet, in the precision of the run.
@@ -225,7 +225,7 @@ def _traffic(found: re.Match[str]) -> Traffic:
 
 
 def _members(rest: str) -> int:
-    """How many devices exchange with each other: listed, as an array's last axis, or as axes of a named mesh."""
+    """Count the devices of a communication group: listed, as an array's last axis, or as axes of a named mesh."""
     if found := _GROUPS_LISTED.search(rest):
         return len(found[1].split(","))
     if found := _GROUPS_COUNTED.search(rest):

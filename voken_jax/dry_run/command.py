@@ -86,7 +86,7 @@ def _tokenizer(config: Config, mesh: Mesh) -> tuple[Any, Any, dict[str, float]]:
 
 
 def _generator(config: GeneratorConfig, mesh: Mesh) -> tuple[Any, Any, dict[str, float]]:
-    """The same of a generator."""
+    """Build and trace a generator's step."""
     network, steps = build_generator_network(config), config.training.steps or NOMINAL_STEPS
     optimizer = build_generator_optimizer(config.optimizer, build_schedule(config, NOMINAL_STEPS, steps), steps)
     state = abstract_generator_state(config, network, optimizer, mesh)

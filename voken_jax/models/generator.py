@@ -102,7 +102,7 @@ def head(width: int, codes: int, *, policy: Policy, rngs: Any) -> nnx.Linear:
 
 
 class Prepared(NamedTuple):
-    """What is computed once per sample before its positions are generated."""
+    """Values computed once per sample, before its positions are generated."""
 
     condition: Float[Array, "B C"]
     modulations: tuple[Modulation, ...] | None
@@ -111,7 +111,7 @@ class Prepared(NamedTuple):
 
 
 class _Generator(nnx.Module):
-    """What both generators share: embeddings, the sequence, and its positions."""
+    """Common part of both generators: embeddings, the sequence, and its positions."""
 
     def __init__(self, config: TransformerConfig, *, policy: Policy, rngs: Any):
         self.config, self.policy = config, policy

@@ -29,7 +29,7 @@ class Policy:
     norm_groups: int = 32
 
     def with_groups(self, norm_groups: int) -> Policy:
-        """The same with other group norms."""
+        """Return a copy with another number of group-norm groups."""
         return dataclasses.replace(self, norm_groups=norm_groups)
 
 

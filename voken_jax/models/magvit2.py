@@ -169,7 +169,7 @@ class Decoder(nnx.Module):
         self.remat = policy.remat
 
     def features(self, z: Float[Array, "B *s Z"]) -> Float[Array, "B *S C"]:
-        """What the last convolution sees."""
+        """Compute the input of the last convolution."""
         run = checkpointed(ResidualBlock.__call__, self.remat)
         x = self.conv_in(z)
         for block in self.mid_block:

@@ -46,7 +46,7 @@ def unstack_layers(weights: Mapping[str, Array]) -> Weights:
 
 
 def is_stacked(name: str) -> bool:
-    """Whether the array of this name holds several layers."""
+    """True if the array of this name holds several layers."""
     return _STACKED.fullmatch(name) is not None
 
 

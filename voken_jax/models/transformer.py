@@ -40,7 +40,7 @@ class KeysValues(NamedTuple):
 
 
 class Modulation(NamedTuple):
-    """What the class does to one block, in the order in which its linear layer gives it."""
+    """Modulation of one block by the class, in the order of its linear layer's outputs."""
 
     attention_gate: Float[Array, "B 1 C"]
     feed_forward_gate: Float[Array, "B 1 C"]
@@ -181,7 +181,7 @@ class Block(nnx.Module):
         return Modulation(*jnp.split(parts, 6, axis=-1))
 
     def before_attention(self, x: Float[Array, "B T C"], modulation: Modulation | None) -> Float[Array, "B T C"]:
-        """What attention sees."""
+        """Compute the inputs of attention."""
         normed = self.attention_norm(x)
         if modulation is None:
             return normed
@@ -301,7 +301,7 @@ def empty_caches(
 
 
 def enlarged(caches: Sequence[KeysValues], positions: int) -> tuple[KeysValues, ...]:
-    """The same caches with room for so many positions in all."""
+    """Return the caches with room for a given number of positions."""
 
     def enlarge(whole: Array) -> Array:
         return jnp.pad(whole, ((0, 0), (0, 0), (0, positions - whole.shape[2]), (0, 0)))

@@ -194,7 +194,7 @@ class Decoder(nnx.Module):
         self.remat = policy.remat
 
     def features(self, z: Float[Array, "B h w Z"], key: Key = None) -> Float[Array, "B H W C"]:
-        """What the last convolution sees."""
+        """Compute the input of the last convolution."""
         x = self.mid(self.conv_in(z), subkey(key, len(self.up)), self.remat)
         for i in reversed(range(len(self.up))):
             x = self.up[i](x, subkey(key, i), self.remat)

@@ -1,4 +1,4 @@
-"""Several processes in one JAX run: how they find each other, and how all of them end when one fails or is lost.
+"""Processes of one JAX run: they find each other, and all of them end when one fails or is lost.
 
 Every host (or every GPU, under Slurm) runs the same command. They are joined before JAX touches a device: by
 `--coordinator`, or from the environment that started them. Afterwards `jax.devices()` are those of all processes.
@@ -46,7 +46,7 @@ class DistributedError(UnavailableError):
 
 
 def environment() -> str | None:
-    """What started this process together with others, if its variables say so."""
+    """Return the launcher that started this process with others, if its environment says so."""
     found = os.environ.get
     # In the shell of an interactive allocation SLURM_NTASKS is what srun would start, and the step is the shell alone.
     tasks = int(found("SLURM_STEP_NUM_TASKS", found("SLURM_NTASKS", "1")))
@@ -113,7 +113,7 @@ def leave(status: int) -> int:
 
 
 def is_loss(error: BaseException | None) -> bool:
-    """Whether an error may come from a process that was lost: JAX itself failed, while several were at it."""
+    """True if an error may come from a lost process: JAX itself failed while several processes were running."""
     if jax.process_count() == 1:
         return False
     while error is not None:
@@ -125,7 +125,7 @@ def is_loss(error: BaseException | None) -> bool:
 
 
 def describe_lost(error: BaseException) -> str:
-    """What to tell about a computation that failed while several processes were at it."""
+    """Describe a computation that failed while several processes were running."""
     return (
         f"process {jax.process_index()} of {jax.process_count()}: a computation that all processes share did not "
         f"finish; most likely another one was lost, so look at its output ({_one_line(error)}). {_AGAIN}"
@@ -133,7 +133,7 @@ def describe_lost(error: BaseException) -> str:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """What the other processes hold; empty where there is one. Pickled: small objects of our own only."""
+    """Gather the objects of the other processes; empty if there is only one. Pickled: small objects of our own only."""
     if jax.process_count() == 1:
         return []
     own = np.frombuffer(pickle.dumps(value), np.uint8)

@@ -1,4 +1,4 @@
-"""What a command sets up before JAX touches a device: which platform, and where compiled programs are kept."""
+"""Set up JAX before it touches a device: the platform, and the cache of compiled programs."""
 
 from __future__ import annotations
 

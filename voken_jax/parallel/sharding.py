@@ -1,4 +1,4 @@
-"""The mesh and the partition rules: the only place that says which array lives where."""
+"""The mesh and the partition rules: the only module that decides where arrays live."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """How many parts the batch is split into."""
+    """Count the parts into which the batch is split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
@@ -97,7 +97,7 @@ def constrain(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
 
 
 def weight_spec(name: str, shape: tuple[int, ...], mesh: Mesh, shard_codes: bool) -> P:
-    """Where one weight (or its moments or average) lives.
+    """Return the partition of one weight (or of its moments or average).
 
     The codebook is split over `model` by codes when `shard_codes`; everything else is split over `fsdp` along its
     largest axis that divides, and is whole on every device when fsdp is 1.
@@ -119,7 +119,7 @@ ROWS = ("wo.kernel", "w2.kernel")
 
 
 def generator_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-    """Where one weight of a generator (or its moments or average) lives.
+    """Return the partition of one weight of a generator (or of its moments or average).
 
     Over `model`: attention by heads, the feed-forward layer by hidden features, the last layer by codes, so that the
     products of a block need one sum over `model` each. Over `fsdp`: the other axis. The class's modulation, a third of

@@ -1,4 +1,4 @@
-"""What the training loop needs to know of one kind of run; tokenizers and generators each have a task of their own."""
+"""Interface between the training loop and one kind of run; tokenizers and generators each have their own task."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def logged(self, means: dict[str, float], number: int) -> dict[str, float]:
-        """What is logged after the `number`-th step (from 1): the metrics' means since the last time, and schedules."""
+        """Return the metrics to log after step `number` (from 1): the means since the last time, and schedules."""
 
     @abc.abstractmethod
     def validate(self, state: Any, log: RunLog, number: int) -> dict[str, float]:
@@ -75,7 +75,7 @@ class Task(abc.ABC):
     @property
     @abc.abstractmethod
     def validates(self) -> bool:
-        """Whether there is anything to validate on."""
+        """True if there is anything to validate on."""
 
 
 def size_of(weights: Mapping[str, Any]) -> int:

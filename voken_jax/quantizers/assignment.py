@@ -1,4 +1,4 @@
-"""What the two forms of the soft assignment share: its settings, results and arithmetic.
+"""Common part of the two forms of the soft assignment: settings, results and arithmetic.
 
 Shapes: N tokens, K codes, D code dimension; n tokens in a tile, k codes in a block.
 

@@ -1,4 +1,4 @@
-"""How a tokens x codes computation is cut into blocks that fit a memory budget.
+"""Cut a tokens x codes computation into blocks that fit a memory budget.
 
 Shapes: N tokens, K codes, D code dimension, n tokens in a tile, k codes in a block.
 
@@ -48,7 +48,7 @@ class BlockPlan(NamedTuple):
 
     @property
     def ragged(self) -> bool:
-        """Whether the last block overlaps the one before it."""
+        """True if the last block overlaps the one before it."""
         return self.block * self.blocks != self.codes
 
 

@@ -36,7 +36,7 @@ def average_entropy(average: Float[Array, "..."]) -> Float[Array, ""]:
 
 
 def average_entropy_constant() -> float:
-    """What `average_entropy` leaves out: -log(1e-5), because the shares add up to one."""
+    """Constant that `average_entropy` leaves out: -log(1e-5), because the shares add up to one."""
     return -math.log(ENTROPY_OFFSET)
 
 
@@ -61,7 +61,7 @@ def _bernoulli_entropy_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tup
 
 
 class _OuterProduct(NamedTuple):
-    """How D bits and N tokens are cut: 2^outer blocks of 2^high x 2^low codes, tokens in tiles."""
+    """The cut of D bits and N tokens: 2^outer blocks of 2^high x 2^low codes, tokens in tiles."""
 
     tokens: int
     outer: int

@@ -20,7 +20,7 @@ _INDEX_BITS = 31
 
 
 class LFQOutput(NamedTuple):
-    """What `lfq` returns. Scalars are in nats (entropies) or mean squared units (commitment), unweighted.
+    """Result of `lfq`. Scalars are in nats (entropies) or mean squared units (commitment), unweighted.
 
     Attributes:
       quantized: (..., D) of exactly -1 and +1, in the input's dtype; its gradient goes straight to the input.

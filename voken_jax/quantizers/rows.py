@@ -36,7 +36,7 @@ from voken_jax.quantizers.entropy import average_entropy, average_entropy_consta
 
 
 class RowResiduals(NamedTuple):
-    """What the backward pass keeps besides z and the codebook: O(N + K); the last two are empty without entropy."""
+    """Residuals of the backward pass besides z and the codebook: O(N + K); the last two are empty without entropy."""
 
     indices: Int[Array, "N"]
     maximum: Float[Array, "tiles n"]
@@ -45,7 +45,7 @@ class RowResiduals(NamedTuple):
 
 
 class _Tile(NamedTuple):
-    """What the forward pass knows of each token of a tile."""
+    """Values of the forward pass for each token of a tile."""
 
     maximum: Float[Array, "n"]
     winner: Int[Array, "n"]

@@ -28,7 +28,7 @@ from voken_jax.quantizers.vq import assemble as assemble_vq
 
 
 class _Layout(NamedTuple):
-    """Where codes and tokens live; hashable."""
+    """Mesh axes of codes and tokens; hashable."""
 
     mesh: Mesh
     codes: tuple[str, ...]
@@ -163,7 +163,7 @@ def _shard(function: Any, layout: _Layout, out_specs: Any, in_specs: Any = None)
 
 
 def _specs(structure: Any, **fields: P) -> Any:
-    """A structure of partition specs in place of arrays."""
+    """Return a structure of partition specs in the shape of the arrays."""
     return structure(**fields)
 
 

@@ -12,7 +12,7 @@ _MOST = jnp.iinfo(jnp.uint32).max
 
 
 class CodebookStatistics(NamedTuple):
-    """How often each code was chosen; a pytree, so it lives in a jitted loop or a checkpoint."""
+    """Counts of each code; a pytree, so it lives in a jitted loop or a checkpoint."""
 
     counts: UInt[Array, "K"]
 

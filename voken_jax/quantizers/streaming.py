@@ -52,7 +52,7 @@ class _Search(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """What the backward pass keeps besides z and the codebook: O(N D + K)."""
+    """Residuals of the backward pass besides z and the codebook: O(N D + K)."""
 
     indices: Int[Array, "tiles n"]
     maximum: Float[Array, "tiles n"]

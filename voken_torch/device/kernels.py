@@ -1,4 +1,4 @@
-"""What a device may compute in one piece inside a transformer, and the plain computations that it replaces.
+"""Fused operations of transformers on a device, and the plain computations that they replace.
 
 Shape legend: B batch, T positions, C width, N heads, H head width.
 """

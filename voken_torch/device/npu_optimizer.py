@@ -1,4 +1,4 @@
-"""torch_npu's fused optimizers with the manners of torch's own, which the training step relies on.
+"""Give torch_npu's fused optimizers the behaviour of torch's own, on which the training step relies.
 
 At their first step they move all parameters, gradients and moments into one block of memory each and look only at these
 blocks from then on. Left alone, they would not see gradients that data parallelism or `zero_grad` allocated anew, nor
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 
 def with_usual_manners(fused: type[Optimizer]) -> type[Optimizer]:
-    """The class of a fused optimizer, usable in place of torch's own of the same name."""
+    """Return the class of a fused optimizer that can replace torch's own of the same name."""
     return type(fused.__name__, (_Usual, fused), {})
 
 

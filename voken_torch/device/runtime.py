@@ -1,4 +1,4 @@
-"""Ascend NPU, CUDA or CPU: the only place that knows which, and what each of them is given.
+"""Ascend NPU, CUDA or CPU: the only module that tells them apart.
 
 Nothing falls back silently: a device that was asked for and cannot be used is an error that says what is missing.
 """
@@ -86,7 +86,7 @@ class Runtime:
         return _npu_attention if self.device.type == "npu" else _sdpa
 
     def kernels(self) -> Kernels:
-        """What a transformer computes with: an NPU's fused kernels, else PyTorch (whose attention is fused anyway)."""
+        """Kernels of a transformer: an NPU's fused ones, else PyTorch's (whose attention is fused anyway)."""
         return NPU_KERNELS if self.fused and self.device.type == "npu" else PLAIN
 
     def forked_random_state(self) -> AbstractContextManager[Any]:

@@ -80,7 +80,7 @@ class Transfer:
 
 
 def placing(device: torch.device) -> Callable[[Mapping[str, Any]], PlacedBatch] | None:
-    """What the input pipeline does to batches that are ready; None for the CPU."""
+    """Return the transfer that the input pipeline applies to ready batches; None for the CPU."""
     return None if device.type == "cpu" else Transfer(device).start
 
 

@@ -22,7 +22,7 @@ CODEBOOK = "quantize.embedding.weight"
 
 
 class Quantized(Protocol):
-    """What the decoder needs of a quantizer's result, and what the losses do."""
+    """The parts of a quantizer's result that the decoder and the losses use."""
 
     @property
     def codes(self) -> Float[Tensor, "B *s D"]:
@@ -79,7 +79,7 @@ class Autoencoder(nn.Module):
         return latents.movedim(1, -1)
 
     def features(self, codes: Float[Tensor, "B *s D"]) -> Float[Tensor, "B C *S"]:
-        """What the decoder's last convolution sees."""
+        """Compute the input of the decoder's last convolution."""
         codes = codes.movedim(-1, 1)
         if hasattr(self, "post_quant_conv"):
             codes = self.post_quant_conv(codes)

@@ -92,7 +92,7 @@ def head(width: int, codes: int) -> nn.Linear:
 
 
 class Prepared(NamedTuple):
-    """What is computed once per sample before its positions are generated."""
+    """Values computed once per sample, before its positions are generated."""
 
     condition: Float[Tensor, "B C"]
     modulations: list[Modulation] | None
@@ -101,7 +101,7 @@ class Prepared(NamedTuple):
 
 
 class _Generator(nn.Module):
-    """What both generators share: embeddings, the sequence, and its positions."""
+    """Common part of both generators: embeddings, the sequence, and its positions."""
 
     def __init__(self, config: TransformerConfig, remat: bool):
         super().__init__()

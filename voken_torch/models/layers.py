@@ -33,7 +33,7 @@ def plain_attention(
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """How networks compute, whatever they compute.
+    """Settings that all networks share.
 
     Attributes:
         remat: recompute blocks in the backward pass instead of keeping their activations.
@@ -46,7 +46,7 @@ class Policy:
     norm_groups: int = 32
 
     def with_groups(self, norm_groups: int) -> Policy:
-        """The same with other group norms."""
+        """Return a copy with another number of group-norm groups."""
         return dataclasses.replace(self, norm_groups=norm_groups)
 
 

@@ -176,7 +176,7 @@ class Decoder(nn.Module):
         self.conv_out = convolve(widths[0], config.image_channels, 3)
 
     def features(self, z: Float[Tensor, "B Z *s"]) -> Float[Tensor, "B C *S"]:
-        """What the last convolution sees."""
+        """Compute the input of the last convolution."""
         x = self.mid_block(self.conv_in(z))
         for level, adaptive in zip(reversed(self.up), reversed(self.adaptive), strict=True):
             x = level(adaptive(x, z))

@@ -68,7 +68,7 @@ class KeysValues(NamedTuple):
 
 
 class Modulation(NamedTuple):
-    """What the class does to one block, in the order in which its linear layer gives it."""
+    """Modulation of one block by the class, in the order of its linear layer's outputs."""
 
     attention_gate: Float[Tensor, "B 1 C"]
     feed_forward_gate: Float[Tensor, "B 1 C"]

@@ -171,7 +171,7 @@ class Decoder(nn.Module):
         self.conv_out = conv(widths[0], config.image_channels, 3)
 
     def features(self, z: Float[Tensor, "B Z h w"]) -> Float[Tensor, "B C H W"]:
-        """What the last convolution sees."""
+        """Compute the input of the last convolution."""
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             x = level(x)

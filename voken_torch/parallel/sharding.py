@@ -1,4 +1,4 @@
-"""Parallelism over processes: the only place that knows how many there are, who holds what and what they exchange.
+"""Parallelism over processes: the only module that knows their number, their shares and their exchanges.
 
 One process drives one device (`torchrun` starts them; `device.start` joins them), and each brings its share of the
 batch. With `statistics_scope: per_device` every mean is over one process's images and the gradients are averaged, as
@@ -27,7 +27,7 @@ from voken_common.config.tokenizer import MeshConfig
 
 
 def process_count() -> int:
-    """How many processes train together; 1 where none were joined."""
+    """Count the processes that train together; 1 if none were joined."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -102,7 +102,7 @@ def shard(network: nn.Module, units: Iterable[nn.Module], config: MeshConfig, de
 
 
 def is_split(value: Tensor) -> bool:
-    """Whether a tensor is one process's part of a larger one."""
+    """True if a tensor is one process's part of a larger one."""
     return hasattr(value, "full_tensor")
 
 
@@ -116,7 +116,7 @@ def whole(value: Tensor) -> Tensor:
 
 
 def local(value: Tensor) -> Tensor:
-    """What this process holds of a tensor that may be split; it shares the memory."""
+    """Return this process's part of a tensor that may be split; it shares the memory."""
     if not is_split(value):
         return value
     split: Any = value
@@ -206,7 +206,7 @@ def check_config(config: AnyConfig) -> None:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """What the other processes hold; empty where there is one. Pickled: small objects of our own only."""
+    """Gather the objects of the other processes; empty if there is only one. Pickled: small objects of our own only."""
     if process_count() == 1:
         return []
     gathered: list[Any] = [None] * process_count()
@@ -215,7 +215,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set on any process: all of them learn it at the same step."""
+    """True if the flag is set on any process; all of them learn it at the same step."""
     if process_count() == 1:
         return flag
     votes = torch.tensor(float(flag), device=device)

@@ -1,4 +1,4 @@
-"""What the two forms of the soft assignment share: settings, results and incoming gradients.
+"""Common part of the two forms of the soft assignment: settings, results and incoming gradients.
 
 Shapes: N tokens, D code dimension.
 

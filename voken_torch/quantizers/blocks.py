@@ -1,4 +1,4 @@
-"""How a tokens x codes computation is cut into blocks that fit a memory budget, and the buffers it works in.
+"""Cut a tokens x codes computation into blocks that fit a memory budget, and keep its buffers.
 
 Shapes: N tokens, K codes, n tokens in a tile, k codes in a block.
 

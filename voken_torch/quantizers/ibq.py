@@ -29,7 +29,7 @@ DEFAULT_MEMORY_BUDGET = 288 * 2**20
 
 
 class IBQOutput(NamedTuple):
-    """What `ibq` returns; every scalar is unweighted and differentiable unless it says otherwise.
+    """Result of `ibq`; every scalar is unweighted, and differentiable unless it says otherwise.
 
     Attributes:
         quantized: (..., D) codes of the winners in z's dtype; gradient to z and to every code through the softmax.

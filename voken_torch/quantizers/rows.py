@@ -36,7 +36,7 @@ _FEW = 256
 
 
 class RowResiduals(NamedTuple):
-    """What the backward pass keeps besides z and the codebook: O(N + K); the last two are empty without entropy."""
+    """Residuals of the backward pass besides z and the codebook: O(N + K); the last two are empty without entropy."""
 
     indices: Int[Tensor, " N"]
     maximum: Float[Tensor, " N"]
@@ -45,7 +45,7 @@ class RowResiduals(NamedTuple):
 
 
 class _Tile(NamedTuple):
-    """What the forward pass knows of each token of a tile; the last two are empty without entropy."""
+    """Values of the forward pass for each token of a tile; the last two are empty without entropy."""
 
     winner: Int[Tensor, " n"]
     maximum: Float[Tensor, " n"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class CodebookStatistics(NamedTuple):
-    """How often each code was chosen."""
+    """Counts of each code."""
 
     counts: Int[Tensor, " K"]
 

@@ -36,7 +36,7 @@ from voken_torch.quantizers.entropy import (
 
 
 class SharpResiduals(NamedTuple):
-    """What the backward pass of the entropy terms keeps of q."""
+    """Residuals of q for the backward pass of the entropy terms."""
 
     log_mass: Float[Tensor, " N"]
     entropy: Float[Tensor, " N"]
@@ -45,7 +45,7 @@ class SharpResiduals(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """What the backward pass keeps besides z and the codebook: O(N D + K)."""
+    """Residuals of the backward pass besides z and the codebook: O(N D + K)."""
 
     indices: Int[Tensor, " N"]
     maximum: Float[Tensor, " N"]

@@ -22,7 +22,7 @@ _NORM_FLOOR = 1e-12
 
 
 class VQOutput(NamedTuple):
-    """What `vq` returns.
+    """Result of `vq`.
 
     Attributes:
         quantized: (..., D) nearest codes in z's dtype; the gradient goes straight to z.

@@ -1,4 +1,4 @@
-"""What a tar holds: which of its images are good, where they lie, and why the others are not."""
+"""Check the images of a tar: the good ones with their offsets, and the reason for each of the others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LARGEST = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class CheckOptions:
-    """What a good image is, apart from decoding without a warning."""
+    """Requirements of a good image, besides decoding without a warning."""
 
     min_side: int | None = None
     max_aspect: float | None = None
@@ -53,7 +53,7 @@ class TarReport:
         return IndexedTar(self.name, self.fingerprint, self.good)
 
     def to_json(self) -> dict[str, Any]:
-        """As values that JSON knows."""
+        """Return the requirements as JSON values."""
         return {
             "name": self.name,
             "fingerprint": dataclasses.astuple(self.fingerprint),
@@ -128,7 +128,7 @@ def _check_member(file: Any, member: TarMember, options: CheckOptions) -> str | 
 
 
 def image_problem(data: bytes, options: CheckOptions) -> str | None:
-    """Why an image is not good; None: it is.
+    """Return the fault of an image, or None for a good one.
 
     Bad are images that do not decode to RGB, or warn while they do, or are too small or too long. Not safe in threads:
     the filter of warnings is that of the whole process.

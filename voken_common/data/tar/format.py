@@ -1,4 +1,4 @@
-"""Where the members of a tar lie, so that each can be read by itself; and where a damaged tar stops making sense.
+"""Find the members of a tar, so that each can be read by itself, and the offset at which a damaged tar breaks off.
 
 The standard library's reader stops silently at a damaged header, as if the archive ended there: a set would lose
 samples without a word. This walk tells an end from damage.
@@ -100,7 +100,7 @@ def _is_extension(info: tarfile.TarInfo) -> bool:
 
 
 def _extension(info: tarfile.TarInfo, data: bytes, start: int) -> dict[str, str]:
-    """What a header before the header says of the next member: `path` and `size`, where it does."""
+    """Return the `path` and `size` that an extended header gives for the next member."""
     if info.type == tarfile.GNUTYPE_LONGNAME:
         return {"path": data.rstrip(b"\0").decode("utf-8", "surrogateescape")}
     if info.type != tarfile.XHDTYPE:

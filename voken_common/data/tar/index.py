@@ -41,7 +41,7 @@ class Fingerprint:
 
     @classmethod
     def of(cls, path: str) -> Fingerprint:
-        """Of a tar as it is now.
+        """Take the stamp of a tar as it is now.
 
         Raises:
           OSError: it cannot be read.
@@ -50,7 +50,7 @@ class Fingerprint:
         return cls(info.size, info.modified, zlib.crc32(_head(path, info.size)))
 
     def change(self, path: str, now: storage.FileInfo) -> str | None:
-        """What is different at `path` now; a copy with another time but the same first bytes is not.
+        """Describe the difference to the tar at `path`; a copy with another time but the same first bytes is none.
 
         Raises:
           OSError: it cannot be read.
@@ -204,7 +204,7 @@ class TarIndex:
         return len(self._start)
 
     def contents(self) -> int:
-        """CRC-32 of which images there are: the names of the tars, and the places in them; not of their times."""
+        """CRC-32 of the images: names of the tars and offsets in them, but not their times."""
         crc = zlib.crc32("\n".join(self.tars).encode("utf-8", "surrogateescape"))
         for column in (self._first, self._start, self._size):
             crc = zlib.crc32(np.ascontiguousarray(column).view(np.uint8).data, crc)

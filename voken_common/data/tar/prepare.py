@@ -150,7 +150,7 @@ def _part(report: TarReport, options: CheckOptions) -> dict[str, Any]:
 
 
 def _is_finished(part: Path, path: str, info: storage.FileInfo, options: CheckOptions) -> bool:
-    """Whether an earlier run has checked this tar as it is, with these options."""
+    """True if an earlier run has checked this tar, unchanged since, with these options."""
     try:
         values = json.loads(part.read_text(encoding="utf-8"))
         if values["version"] != _PART_VERSION or values["options"] != dataclasses.asdict(options):
