@@ -27,7 +27,7 @@ FLOORS = {
         {"metrics", "visual"},
         {"data"},
         {"checkpoints"},
-        {"training", "evaluation", "sampling"},
+        {"training", "evaluation", "sampling", "api"},
         {"commands", ""},
     ),
     "voken_jax": (

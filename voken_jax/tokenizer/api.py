@@ -6,6 +6,7 @@ Shape legend: B batch, H/W pixels, h/w tokens (H / downsampling, W / downsamplin
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
+from voken_common.api.inputs import (
+    check_floating,
+    check_range,
+    check_shape,
+    check_sides,
+    middle,
+    to_ids,
+    to_images,
+)
+from voken_common.api.summary import Machinery, summarize_tokenizer
 from voken_common.checkpoints.steps import Step, Weights
 from voken_common.checkpoints.weight_names import require_same_shapes, to_torch
 from voken_common.config.tokenizer import Config
@@ -20,22 +31,27 @@ from voken_common.data.tokens.format import fingerprint
 from voken_common.pixels import pad_to_multiple
 from voken_jax.checkpoints import load as loading
 from voken_jax.quantizers.configured import code_indices, encode_indices, lookup
+from voken_jax.tokenizer.images import Images
 from voken_jax.tokenizer.state import build_autoencoder
 
 
 class Tokenizer:
     """A trained image tokenizer. Programs are compiled once per image size.
 
+    `encode` takes paths, PIL images, bytes (uint8), floats in [-1, 1], one image or a batch, of NumPy, JAX or PyTorch;
+    see `voken_common.api.inputs`. One image gives one grid of ids, and one grid of ids one image.
+
     Args:
         config: the run it comes from; its `model`, `quantizer` and `precision` are used.
         weights: the generator's weights by dotted name.
+        source: the checkpoint, for `print`.
 
     Raises:
         NameMismatch: the weights are not those of the network.
     """
 
-    def __init__(self, config: Config, weights: dict[str, Array]):
-        self.config = config
+    def __init__(self, config: Config, weights: dict[str, Array], source: str | Path = ""):
+        self.config, self.source = config, str(source)
         self._network = build_autoencoder(config)
         require_same_shapes(weights, self._network.parameters, f"weights of {config.name}")
         self._weights = weights
@@ -67,7 +83,9 @@ class Tokenizer:
         found = loading.load(
             checkpoint, lambda meta: build_autoencoder(meta.tokenizer), step=step, weights=weights, verify=verify
         )
-        return cls(found.meta.tokenizer, found.weights)
+        return cls(found.meta.tokenizer, found.weights, found.path)
+
+    from_pretrained = load
 
     @property
     def weights(self) -> dict[str, Array]:
@@ -88,41 +106,79 @@ class Tokenizer:
         """A hash of network and weights, the same in both frameworks; tokens carry it."""
         return fingerprint(self.config, to_torch({name: np.asarray(leaf) for name, leaf in self._weights.items()}))
 
-    def encode(self, images: ArrayLike) -> Int[Array, "B h w"]:
-        """Ids (int32) of images (B, H, W, 3) in [-1, 1].
+    @property
+    def device(self) -> str:
+        """The devices that hold the weights."""
+        return ", ".join(sorted(map(str, next(iter(self._weights.values())).devices())))
+
+    def __repr__(self) -> str:
+        precision, weights = self.config.precision, self._weights.values()
+        how = Machinery(
+            sum(weight.size for weight in weights),
+            str(next(iter(weights)).dtype),
+            precision.compute_dtype,
+            f"{self.device} (JAX)",
+            self.source,
+        )
+        return summarize_tokenizer(self.config, how)
+
+    def encode(self, images: Any, *, crop: bool = False) -> Int[Array, "*B h w"]:
+        """Ids (int32) of images (H, W, 3) or (B, H, W, 3), paths, PIL images, or a list of single ones.
+
+        Args:
+            images: bytes (uint8), or floats in [-1, 1].
+            crop: cut the middle whose sides are multiples of `downsampling`; otherwise other sides are refused.
 
         Raises:
-            ValueError: another shape or type, or sides that are not multiples of `downsampling`.
+            UserError: another shape or type, values that are not in [-1, 1], or sides that are not whole tokens.
         """
-        images = self._checked(images)
-        height, width = images.shape[1:3]
-        if height % self.downsampling or width % self.downsampling:
-            raise ValueError(
-                f"images are {height} x {width}: both sides must be multiples of {self.downsampling}; "
-                "`reconstruct` pads and crops, `voken_common.pixels.pad_to_multiple` pads"
-            )
-        return self._encode(self._weights, images)
+        batch, single = self._batch(images)
+        if crop:
+            kept = middle(batch.shape[1], batch.shape[2], self.downsampling)
+            batch = batch[:, kept.top : kept.bottom, kept.left : kept.right]
+        height, width = batch.shape[1:3]
+        check_sides(height, width, self.downsampling)
+        if not len(batch):
+            return jnp.zeros((0, height // self.downsampling, width // self.downsampling), jnp.int32)
+        ids = self._encode(self._weights, batch)
+        return ids[0] if single else ids
 
-    def codes(self, ids: ArrayLike) -> Float[Array, "B h w D"]:
+    def codes(self, ids: ArrayLike) -> Float[Array, "*B h w D"]:
         """What the decoder sees for these ids; `ids_of` inverts it exactly."""
-        return lookup(self.config.quantizer, self._checked_ids(ids), self._codebook())
+        given = to_ids(ids, self.codebook_size)
+        codes = lookup(self.config.quantizer, jnp.asarray(given.array, jnp.int32), self._codebook())
+        return codes[0] if given.single else codes
 
     def ids_of(self, codes: ArrayLike) -> Int[Array, "B h w"]:
         """Ids of codes (B, h, w, D) as `codes` gives them: the code at distance 0."""
         return code_indices(self.config.quantizer, jnp.asarray(codes), self._codebook())
 
-    def decode(self, ids: ArrayLike) -> Float[Array, "B H W 3"]:
-        """Images in [-1, 1] of ids (B, h, w), any grid size.
+    def decode(self, ids: ArrayLike) -> Images:
+        """Images in [-1, 1] of ids (B, h, w), or the image of ids (h, w); any grid size and integer type.
+
+        Returns:
+            an array (B, H, W, 3) or (H, W, 3) with `.to_pil()` and `.save(path)`.
 
         Raises:
-            ValueError: not a (B, h, w) array of integers, or an id outside the codebook.
+            UserError: another shape or type, or an id outside the codebook.
         """
-        return self._decode(self._weights, self._checked_ids(ids))
+        given = to_ids(ids, self.codebook_size)
+        images = self._decoded(given.array)
+        return Images(images[0] if given.single else images)
 
-    def reconstruct(self, images: ArrayLike) -> Float[Array, "B H W 3"]:
+    def reconstruct(self, images: Any) -> Images:
         """Encode and decode images of any size, padded with grey to multiples of `downsampling` and cropped back."""
-        padded, region = pad_to_multiple(np.asarray(self._checked(images)), self.downsampling)
-        return jnp.asarray(region.crop(np.asarray(self.decode(self.encode(padded)))))
+        batch, single = self._batch(images)
+        padded, region = pad_to_multiple(np.asarray(batch), self.downsampling)
+        result = jnp.asarray(region.crop(np.asarray(self._decoded(self.encode(padded)))))
+        return Images(result[0] if single else result)
+
+    def _decoded(self, ids: ArrayLike) -> Float[Array, "B H W 3"]:
+        ids = jnp.asarray(ids, jnp.int32)
+        if not len(ids):
+            height, width = (side * self.downsampling for side in ids.shape[1:])
+            return jnp.zeros((0, height, width, self.config.model.image_channels), jnp.float32)
+        return self._decode(self._weights, ids)
 
     def _codebook(self) -> Array | None:
         return self._network.bind(self._weights).codebook
@@ -135,24 +191,20 @@ class Tokenizer:
         model = self._network.bind(weights)
         return jnp.clip(model.decode(lookup(self.config.quantizer, ids, model.codebook)), -1.0, 1.0)
 
-    def _checked(self, images: ArrayLike) -> Array:
-        images = jnp.asarray(images)
+    def _batch(self, images: Any) -> tuple[Array, bool]:
+        """Images as a batch of floats, and whether it was one; arrays of JAX stay on their devices."""
+        if isinstance(images, Images):
+            images = images.array
         channels = self.config.model.image_channels
-        if images.ndim != 4 or images.shape[-1] != channels or 0 in images.shape:
-            raise ValueError(f"images have shape {images.shape}, expected (B, H, W, {channels}), channels last")
-        if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise ValueError(
-                f"images are {images.dtype}, expected floats in [-1, 1]: uint8 pixels become them by x / 127.5 - 1"
-            )
-        return images
-
-    def _checked_ids(self, ids: ArrayLike) -> Array:
-        array = np.asarray(ids)
-        if array.ndim != 3 or array.dtype.kind not in "iu":
-            raise ValueError(f"ids are {array.dtype} of shape {array.shape}, expected integers (B, h, w)")
-        if array.size and not 0 <= array.min() <= array.max() < self.codebook_size:
-            raise ValueError(
-                f"ids run from {array.min()} to {array.max()}, expected 0 to {self.codebook_size - 1}: "
-                "they belong to another tokenizer"
-            )
-        return jnp.asarray(array, jnp.int32)
+        if not isinstance(images, Array) or images.dtype == jnp.uint8:
+            given = to_images(images, channels)
+            return jnp.asarray(given.array), given.single
+        single = images.ndim == 3
+        batch = images[None] if single else images
+        check_shape(batch.shape, channels, given=images.shape)
+        check_floating(images.dtype, jnp.issubdtype(images.dtype, jnp.floating))
+        if images.size and not isinstance(images, jax.core.Tracer):
+            on_cpu = all(device.platform == "cpu" for device in images.devices())
+            values: Any = np.asarray(images) if on_cpu else images
+            check_range(float(values.min()), float(values.max()))
+        return batch, single

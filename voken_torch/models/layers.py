@@ -72,7 +72,9 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Float[Tensor, "B C *S"]) -> Float[Tensor, "B C *S"]:
         """Same shape and dtype."""
-        return super().forward(at_least_float32(x)).to(x.dtype)
+        # Not F.group_norm, which takes a single pixel for a mistake; a group has several channels.
+        normed = torch.group_norm(at_least_float32(x), self.num_groups, self.weight, self.bias, self.eps)
+        return normed.to(x.dtype)
 
 
 def depth_to_space(x: Float[Tensor, "B kC *S"], factor: tuple[int, ...] = (2, 2)) -> Float[Tensor, "B C *kS"]:

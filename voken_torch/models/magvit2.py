@@ -69,7 +69,7 @@ class AdaptiveGroupNorm(nn.Module):
         shape = (*x.shape[:2], *(1,) * (x.ndim - 2))
         scale = self.gamma(torch.sqrt(spread + 1e-6)).reshape(shape)
         bias = self.beta(mean).reshape(shape)
-        normal = F.group_norm(at_least_float32(x), self.groups, eps=1e-6)
+        normal = torch.group_norm(at_least_float32(x), self.groups, None, None, 1e-6)
         return (scale * normal + bias).to(x.dtype)
 
 

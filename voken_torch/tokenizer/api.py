@@ -5,12 +5,25 @@ Shape legend: B batch, H/W pixels, h/w tokens (H / downsampling, W / downsamplin
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from voken_common.api.inputs import (
+    check_floating,
+    check_range,
+    check_shape,
+    check_sides,
+    middle,
+    to_ids,
+    to_images,
+)
+from voken_common.api.summary import Machinery, summarize_tokenizer
 from voken_common.checkpoints.steps import Step, Weights
 from voken_common.checkpoints.weight_names import require_same_shapes
 from voken_common.config.tokenizer import Config
@@ -21,34 +34,44 @@ from voken_torch.device.runtime import Runtime
 from voken_torch.models.autoencoder import Autoencoder
 from voken_torch.models.layers import Policy, plain_attention
 from voken_torch.quantizers.configured import code_indices, encode_indices, lookup
+from voken_torch.tokenizer.images import Images
 
 
-class Tokenizer:
-    """A trained image tokenizer.
+class Tokenizer(nn.Module):
+    """A trained image tokenizer, frozen, in evaluation mode; `.to(device)` moves it.
+
+    `encode` takes paths, PIL images, bytes (uint8), floats in [-1, 1], one image or a batch, of NumPy (channels last),
+    PyTorch (channels first) or JAX; see `voken_common.api.inputs`. One image gives one grid of ids, and one grid of ids
+    one image.
 
     Args:
         config: the run it comes from; its `model`, `quantizer` and `precision` are used.
         weights: the generator's weights by name. They are moved to the device, not copied where they are there.
-        runtime: where to compute; the CPU by default.
+        runtime: the device to compute on; the CPU by default.
+        source: the checkpoint, for `print`.
 
     Raises:
         NameMismatch: the weights are not those of the network.
         DeviceError: the device cannot compute in the configured precision.
     """
 
-    def __init__(self, config: Config, weights: dict[str, Tensor], runtime: Runtime | None = None):
-        self.config, self.runtime = config, runtime or Runtime()
+    def __init__(
+        self, config: Config, weights: dict[str, Tensor], runtime: Runtime | None = None, source: str | Path = ""
+    ):
+        super().__init__()
+        self.config, self.source = config, str(source)
+        self._runtime = runtime or Runtime()
         precision = config.precision
-        self.runtime.check_precision(precision.param_dtype, precision.compute_dtype)
-        self._dtype = getattr(torch, precision.param_dtype)
+        self._runtime.check_precision(precision.param_dtype, precision.compute_dtype)
         with torch.device("meta"):
             network = Autoencoder(
-                config.model, config.quantizer, Policy(attention=self.runtime.attention() or plain_attention)
+                config.model, config.quantizer, Policy(attention=self._runtime.attention() or plain_attention)
             )
         require_same_shapes(weights, network.state_dict(), f"weights of {config.name}")
-        placed = {name: weight.to(self.runtime.device, self._dtype) for name, weight in weights.items()}
-        network.load_state_dict(placed, strict=True, assign=True)
-        self._network = network.requires_grad_(False).eval()
+        dtype = getattr(torch, precision.param_dtype)
+        moved = {name: weight.to(self._runtime.device, dtype) for name, weight in weights.items()}
+        network.load_state_dict(moved, strict=True, assign=True)
+        self.network = network.requires_grad_(False).eval()
 
     @classmethod
     def load(
@@ -73,7 +96,24 @@ class Tokenizer:
             CheckpointError: there is no such checkpoint, it is damaged, or it cannot be read.
         """
         found = loading.load(checkpoint, step=step, weights=weights, verify=verify)
-        return cls(found.meta.tokenizer, found.weights, runtime)
+        return cls(found.meta.tokenizer, found.weights, runtime, found.path)
+
+    from_pretrained = load
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights by name."""
+        return dict(self.network.state_dict())
+
+    @property
+    def device(self) -> torch.device:
+        """The device that holds the weights; `.to` changes it."""
+        return next(self.network.parameters()).device
+
+    @property
+    def runtime(self) -> Runtime:
+        """The device and how it computes."""
+        return dataclasses.replace(self._runtime, device=self.device)
 
     @property
     def downsampling(self) -> int:
@@ -87,68 +127,120 @@ class Tokenizer:
 
     def fingerprint(self) -> str:
         """A hash of network and weights, the same in both frameworks; tokens carry it."""
-        return fingerprint(self.config, {k: v.cpu().numpy() for k, v in self._network.state_dict().items()})
+        return fingerprint(self.config, {k: v.cpu().numpy() for k, v in self.network.state_dict().items()})
+
+    def train(self, mode: bool = True) -> Tokenizer:
+        """Stay in evaluation mode, also inside a model that is trained: the tokenizer is frozen."""
+        super().train(False)
+        return self
+
+    def __repr__(self) -> str:
+        precision, weights = self.config.precision, list(self.network.parameters())
+        stored, computed = str(weights[0].dtype).removeprefix("torch."), precision.compute_dtype
+        # `.half()` and `.to(dtype)` change what is stored; only bfloat16 is computed in something else.
+        how = Machinery(
+            sum(weight.numel() for weight in weights),
+            stored,
+            computed if computed == "bfloat16" else stored,
+            f"{self.device} (PyTorch)",
+            self.source,
+        )
+        return summarize_tokenizer(self.config, how)
+
+    def forward(self, images: Any) -> Images:
+        """Reconstruct; see `reconstruct`."""
+        return self.reconstruct(images)
 
     @torch.no_grad()
-    def encode(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B h w"]:
-        """Ids (int32) of images in [-1, 1].
+    def encode(self, images: Any, *, crop: bool = False) -> Int[Tensor, "*B h w"]:
+        """Ids (int32) of images (3, H, W) or (B, 3, H, W), paths, PIL images, or a list of single ones.
+
+        Args:
+            images: bytes (uint8), or floats in [-1, 1].
+            crop: cut the middle whose sides are multiples of `downsampling`; otherwise other sides are refused.
 
         Raises:
-            ValueError: another shape or type, or sides that are not multiples of `downsampling`.
+            UserError: another shape or type, values that are not in [-1, 1], or sides that are not whole tokens.
         """
-        images = self._checked(images)
-        height, width = images.shape[2:]
-        if height % self.downsampling or width % self.downsampling:
-            raise ValueError(
-                f"images are {height} x {width}: both sides must be multiples of {self.downsampling}; "
-                "`reconstruct` pads and crops, `voken_common.pixels.pad_to_multiple` pads"
-            )
-        with self.runtime.autocast(self.config.precision.compute_dtype):
-            latents = self._network.encode(images.to(self.runtime.device, self._dtype))
-            return encode_indices(self.config.quantizer, latents, self._network.codebook).to(torch.int32)
+        batch, single = self._batch(images)
+        if crop:
+            kept = middle(batch.shape[2], batch.shape[3], self.downsampling)
+            batch = batch[:, :, kept.top : kept.bottom, kept.left : kept.right]
+        ids = self._ids(batch)
+        return ids[0] if single else ids
 
-    def codes(self, ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B h w D"]:
+    def codes(self, ids: Any) -> Float[Tensor, "*B h w D"]:
         """What the decoder sees for these ids; `ids_of` inverts it exactly."""
-        return lookup(self.config.quantizer, self._checked_ids(ids), self._network.codebook)
+        given = to_ids(ids, self.codebook_size)
+        codes = self._codes(given.array)
+        return codes[0] if given.single else codes
 
     def ids_of(self, codes: Float[Tensor, "B h w D"]) -> Int[Tensor, "B h w"]:
         """Ids of codes as `codes` gives them: the code at distance 0."""
-        codes = codes.to(self.runtime.device)
-        return code_indices(self.config.quantizer, codes, self._network.codebook).to(torch.int32)
+        codes = codes.to(self.device)
+        return code_indices(self.config.quantizer, codes, self.network.codebook).to(torch.int32)
 
     @torch.no_grad()
-    def decode(self, ids: Int[Tensor, "B h w"]) -> Float[Tensor, "B 3 H W"]:
-        """Images in [-1, 1] of ids, any grid size.
+    def decode(self, ids: Any) -> Images:
+        """Images in [-1, 1] of ids (B, h, w), or the image of ids (h, w); any grid size and integer type.
+
+        Returns:
+            a tensor (B, 3, H, W) or (3, H, W) with `.to_pil()` and `.save(path)`.
 
         Raises:
-            ValueError: not a (B, h, w) tensor of integers, or an id outside the codebook.
+            UserError: another shape or type, or an id outside the codebook.
         """
-        with self.runtime.autocast(self.config.precision.compute_dtype):
-            return self._network.decode(self.codes(ids).to(self._dtype)).clamp(-1, 1)
+        given = to_ids(ids, self.codebook_size)
+        images = self._decoded(given.array)
+        return Images.of(images[0] if given.single else images)
 
-    def reconstruct(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+    @torch.no_grad()
+    def reconstruct(self, images: Any) -> Images:
         """Encode and decode images of any size, padded with grey to multiples of `downsampling` and cropped back."""
-        pixels = self._checked(images).movedim(1, -1).cpu().numpy()
-        padded, region = pad_to_multiple(pixels, self.downsampling)
-        result = self.decode(self.encode(torch.from_numpy(padded).movedim(-1, 1)))
-        return result[:, :, region.top : region.bottom, region.left : region.right]
+        batch, single = self._batch(images)
+        padded, region = pad_to_multiple(batch.movedim(1, -1).cpu().numpy(), self.downsampling)
+        result = self._decoded(self._ids(torch.from_numpy(padded).movedim(-1, 1)).cpu().numpy())
+        result = result[:, :, region.top : region.bottom, region.left : region.right]
+        return Images.of(result[0] if single else result)
 
-    def _checked(self, images: Tensor) -> Tensor:
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
+
+    def _ids(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B h w"]:
+        height, width = images.shape[2:]
+        check_sides(height, width, self.downsampling)
+        if not len(images):
+            return torch.zeros(0, height // self.downsampling, width // self.downsampling, dtype=torch.int32)
+        with self.runtime.autocast(self.config.precision.compute_dtype):
+            latents = self.network.encode(images.to(self.device, self._dtype))
+            return encode_indices(self.config.quantizer, latents, self.network.codebook).to(torch.int32)
+
+    def _codes(self, ids: Int[np.ndarray, "B h w"]) -> Float[Tensor, "B h w D"]:
+        return lookup(self.config.quantizer, torch.from_numpy(ids).to(self.device), self.network.codebook)
+
+    def _decoded(self, ids: Int[np.ndarray, "B h w"]) -> Float[Tensor, "B 3 H W"]:
+        if not len(ids):
+            height, width = (side * self.downsampling for side in ids.shape[1:])
+            return torch.zeros(0, self.config.model.image_channels, height, width)
+        with self.runtime.autocast(self.config.precision.compute_dtype):
+            return self.network.decode(self._codes(ids.astype(np.int64)).to(self._dtype)).clamp(-1, 1)
+
+    def _batch(self, images: Any) -> tuple[Float[Tensor, "B 3 H W"], bool]:
+        """Images as a batch of floats, and whether it was one; tensors stay on their device."""
         channels = self.config.model.image_channels
-        if images.ndim != 4 or images.shape[1] != channels or 0 in images.shape:
-            raise ValueError(f"images have shape {tuple(images.shape)}, expected (B, {channels}, H, W), channels first")
-        if not images.is_floating_point():
-            raise ValueError(
-                f"images are {images.dtype}, expected floats in [-1, 1]: uint8 pixels become them by x / 127.5 - 1"
-            )
-        return images
-
-    def _checked_ids(self, ids: Tensor) -> Tensor:
-        if ids.ndim != 3 or ids.is_floating_point() or ids.dtype in (torch.bool, torch.complex64):
-            raise ValueError(f"ids are {ids.dtype} of shape {tuple(ids.shape)}, expected integers (B, h, w)")
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.codebook_size:
-            raise ValueError(
-                f"ids run from {int(ids.min())} to {int(ids.max())}, expected 0 to {self.codebook_size - 1}: "
-                "they belong to another tokenizer"
-            )
-        return ids.to(self.runtime.device, torch.int64)
+        if not isinstance(images, Tensor):
+            given = to_images(images, channels)
+            floats = given.array if given.array.dtype in (np.float32, np.float64) else given.array.astype(np.float32)
+            return torch.from_numpy(np.require(floats, requirements="W")).movedim(-1, 1), given.single
+        images = images.as_subclass(Tensor)
+        single = images.ndim == 3
+        batch = images[None] if single else images
+        check_shape(batch.shape, channels, channels_first=True, given=images.shape)
+        if images.dtype == torch.uint8:
+            return batch.float() / 127.5 - 1, single
+        check_floating(images.dtype, images.is_floating_point())
+        if images.numel():
+            low, high = torch.aminmax(images.detach())
+            check_range(float(low), float(high))
+        return batch, single
