@@ -1,20 +1,29 @@
-"""One set of weights of any checkpoint that JAX reads, with what the checkpoint says about itself."""
+"""One set of weights of any checkpoint, with what the checkpoint says about itself."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from voken_common.checkpoints import weight_names as names
+from voken_common.checkpoints.conversion.contents import Manifest
 from voken_common.checkpoints.conversion.safetensors_file import is_safetensors, read_safetensors
+from voken_common.checkpoints.hub.resolve import Resolved, resolve
 from voken_common.checkpoints.steps import Meta, Step, Weights
-from voken_common.checkpoints.weight_names import to_jax
+from voken_common.config.generator import GeneratorConfig
+from voken_common.config.inference import Precision, for_inference
+from voken_common.config.loading import AnyConfig
 from voken_common.errors import CheckpointError
 from voken_jax.checkpoints.orbax import find_step, load_generator, read_meta
+from voken_jax.conversion.networks import torch_shapes
 from voken_jax.models.functional import Network
+from voken_jax.tokenizer.state import build_autoencoder, build_generator_network
 
 
 class Loaded(NamedTuple):
@@ -24,11 +33,18 @@ class Loaded(NamedTuple):
         meta: what the checkpoint says about itself.
         weights: by dotted name.
         path: the step's folder, or the file.
+        resolved: where it came from.
     """
 
     meta: Meta
     weights: dict[str, jax.Array]
     path: Path
+    resolved: Resolved
+
+    @property
+    def source(self) -> str:
+        """Where it came from, for people: the step of a work directory, else what `Resolved.source` says."""
+        return str(self.path) if self.resolved.path.is_dir() else self.resolved.source
 
 
 def load(
@@ -37,31 +53,57 @@ def load(
     *,
     step: Step = "latest",
     weights: Weights | None = None,
+    config: str | Path | None = None,
     verify: bool = True,
+    precision: Precision = "float32",
 ) -> Loaded:
     """Read a checkpoint for inference.
 
     Args:
-        checkpoint: a work directory, the folder of one step, or a .safetensors file of voken.
+        checkpoint: a path, a published model, or a repository of the hub: see `hub.resolve.resolve`.
         network_of: the network whose weights these are; it raises CheckpointError for a checkpoint of another kind.
         step: which step of a work directory.
         weights: `ema` (averages) or `raw`; None: averages if there are any, and what a .safetensors file holds.
+        config: a YAML file or a published model, where a foreign file does not say what it is.
         verify: whether to verify the checksums of what is read.
+        precision: of the configuration that is returned, whatever the model was trained in; weights are as it says.
 
     Raises:
         CheckpointError: there is no such checkpoint, it is damaged, or it cannot be read.
     """
-    path = Path(checkpoint)
+    found = resolve(checkpoint, "jax", inference_manifest, step=step, weights=weights, config=config, verify=verify)
+    path = found.path
     if not path.is_file():
         folder = find_step(path, step, weights=weights, verify=None if verify else False)
-        meta = read_meta(folder)
-        return Loaded(meta, load_generator(folder, network_of(meta).parameters, weights), folder)
+        meta = _for_inference(read_meta(folder), precision)
+        return Loaded(meta, load_generator(folder, network_of(meta).parameters, weights), folder, found)
     if not is_safetensors(path):
-        raise CheckpointError(
-            f"{path} is neither a directory nor a .safetensors file: `voken-convert {path} DIRECTORY` makes one of "
-            "other checkpoints"
-        )
+        raise CheckpointError(f"{path} is no checkpoint that can be read")
     meta, arrays = read_safetensors(path, weights, verify=verify)
+    meta = _for_inference(meta, precision)
     network_of(meta)
-    dtype = jnp.dtype(meta.config.precision.param_dtype)
-    return Loaded(meta, {name: jnp.asarray(array, dtype) for name, array in to_jax(arrays).items()}, path)
+    return Loaded(meta, _placed(arrays, jnp.dtype(meta.config.precision.param_dtype)), path, found)
+
+
+def _for_inference(meta: Meta, precision: Precision) -> Meta:
+    if precision == "float64" and not jax.config.values["jax_enable_x64"]:
+        raise ValueError("precision float64: JAX computes in 32 bits; call jax.config.update('jax_enable_x64', True)")
+    return dataclasses.replace(meta, config=for_inference(meta.config, precision))
+
+
+def inference_manifest(config: AnyConfig) -> Manifest:
+    """Torch names and shapes of what inference needs: the autoencoder with its quantizer, or the transformer."""
+    precision = config.precision
+    with jax.enable_x64("float64" in (precision.param_dtype, precision.compute_dtype)):
+        network = build_generator_network(config) if isinstance(config, GeneratorConfig) else build_autoencoder(config)
+    return Manifest(torch_shapes(network.parameters))
+
+
+def _placed(arrays: dict[str, np.ndarray], dtype: jnp.dtype) -> dict[str, jax.Array]:
+    """Arrays under torch names as those of JAX, one after the other: memory holds hardly more than one copy."""
+    result = {}
+    for key in list(arrays):
+        array = arrays.pop(key)
+        path = names.to_jax_name(key, array.ndim)
+        result[path] = jnp.asarray(names.to_jax_layout(path, array), dtype)
+    return result

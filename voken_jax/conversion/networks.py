@@ -20,17 +20,18 @@ def manifest_of(config: AnyConfig) -> Manifest:
     precision = config.precision
     with jax.enable_x64("float64" in (precision.param_dtype, precision.compute_dtype)):
         if isinstance(config, GeneratorConfig):
-            return Manifest(_torch_shapes(build_generator_network(config).parameters))
+            return Manifest(torch_shapes(build_generator_network(config).parameters))
         players = build_players(config)
     assert not players.autoencoder.buffers, "checkpoints have no place for buffers of the autoencoder"
     return Manifest(
-        generator=_torch_shapes(players.autoencoder.parameters),
-        discriminator=_torch_shapes(players.discriminator.parameters),
-        buffers=_torch_shapes(players.discriminator.buffers),
+        generator=torch_shapes(players.autoencoder.parameters),
+        discriminator=torch_shapes(players.discriminator.parameters),
+        buffers=torch_shapes(players.discriminator.buffers),
     )
 
 
-def _torch_shapes(leaves: Mapping[str, Any]) -> dict[str, Shape]:
+def torch_shapes(leaves: Mapping[str, Any]) -> dict[str, Shape]:
+    """Torch names and shapes of leaves by dotted name; they may be shapes alone."""
     unit = np.int8(0)
     layouts = {path: names.to_torch_layout(path, np.broadcast_to(unit, leaf.shape)) for path, leaf in leaves.items()}
     return {names.to_torch_name(path): Shape(view.shape) for path, view in layouts.items()}

@@ -18,13 +18,12 @@ from voken_common.checkpoints.conversion.contents import (
     narrow,
 )
 from voken_common.checkpoints.conversion.formats import read_file
-from voken_common.checkpoints.conversion.matching import find_config
+from voken_common.checkpoints.conversion.matching import find_config, named_config
 from voken_common.checkpoints.conversion.safetensors_file import write_safetensors
 from voken_common.checkpoints.steps import FOLDER, ITEMS, Step, Weights
 from voken_common.config.generator import GeneratorConfig
-from voken_common.config.loading import AnyConfig, load_any_config, to_yaml
+from voken_common.config.loading import AnyConfig, to_yaml
 from voken_common.config.tokenizer import Config
-from voken_common.published import models as published
 from voken_jax.conversion import frozen_tokenizer as first_stage
 from voken_jax.conversion import places, torch_bridge
 from voken_jax.conversion.frozen_tokenizer import FirstStage
@@ -127,7 +126,7 @@ def prepare_first_stage(
     if found is None:
         return None
     if found.config is None and options.tokenizer_config is None:
-        found.config = find_config(found, manifest_of, first_stage.preferred(config), "--tokenizer-config")
+        found.config, _ = find_config(found, manifest_of, first_stage.preferred(config) or "", "--tokenizer-config")
     # One set, and no training: the one that a generator's tokenizer is loaded with.
     own.weights = "ema" if "ema" in found.weights or found.unnamed_averages else "raw"
     found.config = _config(found, options.tokenizer_config, "--tokenizer-config")
@@ -198,26 +197,13 @@ def verify(before: Contents, after: Contents, weights: Weights, manifest: Manife
 
 def _config(contents: Contents, given: str | None, option: str = "--config") -> AnyConfig:
     if given is None:
-        return contents.config or find_config(contents, manifest_of)
+        return contents.config or find_config(contents, manifest_of, prefer=Path(contents.origin).name)[0]
     if contents.config is not None:
         logger.info("%s carries a configuration of its own; %s takes its place", contents.origin, given)
-    config = load_any_config(_config_file(given, option))
+    config = named_config(given, option)
     if config.kind != contents.kind:
         raise ValueError(f"{given} is the configuration of a {config.kind}, {contents.origin} is a {contents.kind}")
     return config
-
-
-def _config_file(given: str, option: str) -> Path:
-    """A file, or that of a published model."""
-    if Path(given).exists() or given.endswith((".yaml", ".yml")):
-        return Path(given)
-    try:
-        model = published.find(given)
-    except KeyError as error:
-        raise ValueError(f"{option} {given}: no such file, and {error.args[0]}") from error
-    if model.config is None:
-        raise ValueError(f"{option} {given}: a {model.family}, which has no configuration here yet")
-    return published.config_file(model)
 
 
 def _write_file(contents: Contents, manifest: Manifest, target: Path, target_format: Format) -> None:

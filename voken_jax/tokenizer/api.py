@@ -26,6 +26,7 @@ from voken_common.api.inputs import (
 from voken_common.api.summary import Machinery, summarize_tokenizer
 from voken_common.checkpoints.steps import Step, Weights
 from voken_common.checkpoints.weight_names import require_same_shapes, to_torch
+from voken_common.config.inference import Precision
 from voken_common.config.tokenizer import Config
 from voken_common.data.tokens.format import fingerprint
 from voken_common.pixels import pad_to_multiple
@@ -61,29 +62,41 @@ class Tokenizer:
     @classmethod
     def load(
         cls,
-        checkpoint: str | Path,
+        source: str | Path,
         *,
-        step: Step = "latest",
+        precision: Precision = "float32",
         weights: Weights | None = None,
+        step: Step = "latest",
+        config: str | Path | None = None,
         verify: bool = True,
     ) -> Tokenizer:
-        """Read a checkpoint; nothing but its place is needed.
+        """Read a checkpoint; what has to be downloaded or converted is, once.
 
         Args:
-            checkpoint: a work directory, the folder of one step, or a .safetensors file of voken.
-            step: which step of a work directory.
+            source: a published model or a repository of the hub (`OWNER/NAME[@REVISION][:FILE]`), a Lightning .ckpt,
+                a .pt or .safetensors file, a work directory, or a step in one.
+            precision: to compute in, whatever the model was trained in: float32, bfloat16 (weights stay in float32),
+                or float64 (where JAX has it enabled).
             weights: `ema` (averages, for evaluation) or `raw`; None: averages if there are any, and what a
                 .safetensors file holds.
+            step: which step of a work directory: `latest`, `best` or a number.
+            config: a YAML file or a published model, where a foreign file does not say what it is.
             verify: whether to verify the checksums of what is read.
 
         Raises:
-            CheckpointError: there is no such checkpoint, it is damaged, or it cannot be read. Other files become
-                one of these by `voken-convert`.
+            CheckpointError: there is no such checkpoint, it is damaged, or it cannot be read.
+            NameMismatch: the weights are not those of the network.
         """
         found = loading.load(
-            checkpoint, lambda meta: build_autoencoder(meta.tokenizer), step=step, weights=weights, verify=verify
+            source,
+            lambda meta: build_autoencoder(meta.tokenizer),
+            step=step,
+            weights=weights,
+            config=config,
+            verify=verify,
+            precision=precision,
         )
-        return cls(found.meta.tokenizer, found.weights, found.path)
+        return cls(found.meta.tokenizer, found.weights, found.source)
 
     from_pretrained = load
 

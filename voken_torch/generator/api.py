@@ -16,6 +16,7 @@ from voken_common.checkpoints.frozen_tokenizer import find_tokenizer
 from voken_common.checkpoints.steps import Step, Weights
 from voken_common.checkpoints.weight_names import require_same_shapes
 from voken_common.config.generator import GeneratorConfig, SamplingConfig
+from voken_common.config.inference import Precision
 from voken_common.config.sampling import Sampling
 from voken_common.data.tokens.format import fingerprint_of, join_ids
 from voken_common.sampling.requests import (
@@ -72,6 +73,8 @@ class Generator:
         network.load_state_dict(placed, strict=True, assign=True)
         self._network = network.requires_grad_(False).eval()
         self._tokenizer, self._verify = tokenizer, verify
+        self._precision: Precision = config.precision.compute_dtype
+        self._tokenizer_source: str | Path | None = None
         if tokenizer is not None:
             require_fitting(config, tokenizer.config, tokenizer.config.name)
             require_trained_with(config, tokenizer.fingerprint, tokenizer.config.name)
@@ -79,32 +82,42 @@ class Generator:
     @classmethod
     def load(
         cls,
-        checkpoint: str | Path,
+        source: str | Path,
         tokenizer: Tokenizer | str | Path | None = None,
         *,
-        step: Step = "latest",
+        precision: Precision = "float32",
         weights: Weights | None = None,
+        step: Step = "latest",
+        config: str | Path | None = None,
         runtime: Runtime | None = None,
         verify: bool = True,
     ) -> Generator:
-        """Read a checkpoint; nothing but its place is needed.
+        """Read a checkpoint; what has to be downloaded or converted is, once.
 
         Args:
-            checkpoint: a work directory, a checkpoint file, or a .safetensors file of voken.
-            tokenizer: what turns tokens into images, or its checkpoint; None: the one that the configuration names,
-                looked for beside the generator's work directory, then where the configuration says.
-            step: which step of a work directory.
+            source: a published model or a repository of the hub (`OWNER/NAME[@REVISION][:FILE]`), a Lightning .ckpt,
+                a .pt or .safetensors file, a work directory, or a step in one.
+            tokenizer: what turns tokens into images, or its source; None: the one that came with the generator, else
+                the one that the configuration names, looked for beside the generator's work directory, then where the
+                configuration says, else the published one that belongs to a published generator.
+            precision: to compute in, whatever the model was trained in: float32, bfloat16, or float64.
             weights: `ema` (averages) or `raw`; None: averages if there are any.
+            step: which step of a work directory: `latest`, `best` or a number.
+            config: a YAML file or a published model, where a foreign file does not say what it is.
             runtime: where to compute; the CPU by default.
-            verify: whether to verify the checksums of the file, and of the tokenizer's.
+            verify: whether to verify the checksums of what is read, the tokenizer's too.
 
         Raises:
             CheckpointError: there is no such checkpoint, it is damaged, or it is not one of a generator.
+            NameMismatch: the weights are not those of the network.
+            DeviceError: the device cannot compute in that precision.
         """
-        found = loading.load(checkpoint, step=step, weights=weights, verify=verify)
+        found = loading.load(source, step=step, weights=weights, config=config, verify=verify, precision=precision)
         if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
-            tokenizer = Tokenizer.load(tokenizer, runtime=runtime, verify=verify)
-        return cls(found.meta.generator, found.weights, tokenizer, found.path, runtime, verify)
+            tokenizer = Tokenizer.load(tokenizer, precision=precision, runtime=runtime, verify=verify)
+        generator = cls(found.meta.generator, found.weights, tokenizer, found.path, runtime, verify)
+        generator._precision, generator._tokenizer_source = precision, found.resolved.tokenizer
+        return generator
 
     def fingerprint(self) -> str:
         """A hash of network and weights, in the precision in which they are computed with."""
@@ -126,10 +139,11 @@ class Generator:
             CheckpointError: none is named, it is not there, or it has other codes than are generated.
         """
         if self._tokenizer is None:
-            if self.config.tokenizer is None:
+            place = self._tokenizer_source
+            if place is None and self.config.tokenizer is None:
                 raise no_tokenizer(self.config)
-            place = find_tokenizer(self.config.tokenizer, self.origin)
-            tokenizer = Tokenizer.load(place, runtime=self.runtime, verify=self._verify)
+            place = place or find_tokenizer(str(self.config.tokenizer), self.origin)
+            tokenizer = Tokenizer.load(place, precision=self._precision, runtime=self.runtime, verify=self._verify)
             require_fitting(self.config, tokenizer.config, str(place))
             require_trained_with(self.config, tokenizer.fingerprint, str(place))
             self._tokenizer = tokenizer

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -40,6 +41,14 @@ _NAMES = {
     "int8": "I8",
     "uint8": "U8",
     "bool": "BOOL",
+}
+
+_TYPES = {code: np.dtype(getattr(ml_dtypes, name, name)) for name, code in _NAMES.items()} | {
+    "U16": np.dtype("uint16"),
+    "U32": np.dtype("uint32"),
+    "U64": np.dtype("uint64"),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
 
 
@@ -94,16 +103,60 @@ def read_raw(path: str | Path, *, verify: bool = True) -> tuple[dict[str, np.nda
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file {path}")
     try:
-        with safe_open(path, framework="np") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = dict(file.metadata() or {})
-    except (SafetensorError, KeyError) as error:
+        metadata = _metadata(path)
+        arrays = _read_tensors(path)
+    except (SafetensorError, KeyError, TypeError, ValueError, MemoryError) as error:
         raise CheckpointError(
             f"{path} is not a safetensors file, or it is damaged or incomplete ({path.stat().st_size} bytes; {error})"
         ) from error
     if verify and _has_checksums(metadata, path):
         _verify(arrays, metadata, path)
     return arrays, metadata
+
+
+def read_meta_of(path: str | Path) -> Meta | None:
+    """What a .safetensors file says about itself, without reading its tensors; None where voken did not write it.
+
+    Raises:
+        CheckpointError, ConfigError: it is damaged, or was written by another version.
+    """
+    try:
+        metadata = _metadata(Path(path))
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a safetensors file, or it is damaged or incomplete ({error})") from error
+    return read_metadata(metadata, str(path))[0]
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """The metadata of a file whose header the library has checked: names, types, shapes, and that nothing overlaps."""
+    with safe_open(path, framework="np") as file:
+        return dict(file.metadata() or {})
+
+
+def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a file whose header has been checked, read and not mapped: memory holds them once."""
+    arrays: dict[str, np.ndarray] = {}
+    with path.open("rb", buffering=0) as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        for name, entry in sorted(header.items(), key=lambda item: item[1].get("data_offsets", [0])[0]):
+            if name == _ABOUT:
+                continue
+            array = np.empty(entry["shape"], _TYPES[entry["dtype"]])
+            file.seek(8 + length + entry["data_offsets"][0])
+            _fill(array, file)
+            arrays[name] = array
+    return arrays
+
+
+def _fill(array: np.ndarray, file: IO[bytes]) -> None:
+    view, done = _bytes(array), 0
+    while done < len(view):
+        # Every unbuffered file has it; typing.IO does not say so.
+        count = file.readinto(view[done:])  # type: ignore[attr-defined]
+        if not count:
+            raise ValueError("it ends too early")
+        done += count
 
 
 def _has_checksums(metadata: Mapping[str, str], path: Path) -> bool:

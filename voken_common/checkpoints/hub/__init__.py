@@ -1,0 +1,1 @@
+"""Published checkpoints by name: finding and downloading them, and converting what needs it once."""
