@@ -1,6 +1,6 @@
 """Compare our samplers with the plain way of sampling, and with what the memory allows.
 
-    python scripts/benchmark_sampling.py [--quick] [--model IBQ/imagenet_conditional_llama_B] [--batch 2] [--steps 32]
+    python scripts/benchmark_sampling.py [--quick] [--model ibq_generator_B] [--batch 2] [--steps 32]
 
 The sizes are those of a published generator, the weights random and the same for all. Every measurement is a fresh
 process; the implementations take turns, so that whatever else the machine does meets all of them, and the best time of

@@ -15,7 +15,7 @@ from voken_common.config.generator import GeneratorConfig
 from voken_common.config.loading import load_any_config
 from voken_common.config.sampling import Sampling
 from voken_common.config.transformer import TransformerConfig
-from voken_common.published.models import MODELS, config_file
+from voken_common.published.models import config_file, find
 
 EPSILON = 1e-5
 WEIGHT = 0.02
@@ -29,7 +29,7 @@ class Case:
     """
 
     implementation: str
-    model: str = "IBQ/imagenet_conditional_llama_B"
+    model: str = "ibq_generator_B"
     batch: int = 2
     steps: int = 32
     temperature: float = 1.0
@@ -42,7 +42,7 @@ class Case:
     @property
     def transformer(self) -> TransformerConfig:
         """The network's configuration: the published one."""
-        published = next(model for model in MODELS if model.full_name == self.model)
+        published = find(self.model)
         config = load_any_config(config_file(published), ["data.train=none"])
         assert isinstance(config, GeneratorConfig)
         return config.model

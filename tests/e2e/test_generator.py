@@ -250,7 +250,7 @@ def test_the_evaluators_file(framework, folder, tmp_path, adaptive, capsys):
         (["--classes", "0", "--output", "o", "--step", "last"], "--step last: expected latest, best or a number"),
         (["--classes", "0", "--output", __file__], "test_generator.py is a file, expected a folder"),
         (["--classes", "0", "--output", "o", "--scale", "1,2"], "scale has 2 value(s) [1.0, 2.0]"),
-        (["--classes", "0", "--output", "o", "--preset", "imagenet_conditional_llama_B"], "is in both projects"),
+        (["--classes", "0", "--output", "o", "--preset", "imagenet_conditional_llama_B"], "several models: say"),
         (["--classes", "0", "--output", "o", "--preset", "imagenet_ibqgan_1024"], "that is an image tokenizer"),
         (["--classes", "0", "--output", "o", "--preset", "Open-MAGVIT2/imagenet_conditional_llama_B"], "needs one for"),
     ],

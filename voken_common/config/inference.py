@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 from voken_common.config.generator import GeneratorConfig
 from voken_common.config.tokenizer import Config
@@ -28,4 +28,4 @@ def for_inference(config: AnyRun, precision: Precision = "float32") -> AnyRun:
         raise ValueError(f"precision {precision}: expected {', '.join(PRECISIONS)}")
     weights = "float64" if precision == "float64" else "float32"
     section = config.precision.model_copy(update={"param_dtype": weights, "compute_dtype": precision, "remat": False})
-    return config.model_copy(update={"precision": section})
+    return cast(AnyRun, config.model_copy(update={"precision": section}))

@@ -86,7 +86,7 @@ def load(
 
 
 def _for_inference(meta: Meta, precision: Precision) -> Meta:
-    if precision == "float64" and not jax.config.values["jax_enable_x64"]:
+    if precision == "float64" and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
         raise ValueError("precision float64: JAX computes in 32 bits; call jax.config.update('jax_enable_x64', True)")
     return dataclasses.replace(meta, config=for_inference(meta.config, precision))
 

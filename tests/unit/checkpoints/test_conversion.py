@@ -122,7 +122,7 @@ def test_a_file_that_names_objects_says_what_can_be_done(tmp_path):
 def published(name, without=(), ema=True):
     """Contents and manifest of a published model: arrays of its shapes that take no memory."""
     model = find(name)
-    manifest = json.loads((MANIFESTS / f"{model.project}__{model.name}.json").read_text())
+    manifest = json.loads((MANIFESTS / model.manifest).read_text())
     weights = {key: np.broadcast_to(np.float32(0), shape) for key, shape in manifest.items() if key not in without}
     return lightning.to_contents({"state_dict": weights}, "published.ckpt")
 
@@ -145,8 +145,8 @@ def manifest_of(config):
 )
 def test_a_published_model_is_recognised(name):
     found = published(name)
-    config = matching.find_config(found, manifest_of)
-    assert config.name == name
+    config, model = matching.find_config(found, manifest_of)
+    assert (config.name, model.name) == (name, name)
     manifest = manifest_of(config)
     lightning.resolve_averages(found, manifest)
     c.check_networks(found, manifest)
@@ -162,16 +162,22 @@ def test_a_published_model_is_recognised(name):
         ("imagenet_ibqgan_262144", "pretrain_ibqgan_262144"),
     ],
 )
-def test_models_with_one_network_are_listed(name, other):
-    with pytest.raises(CheckpointError, match=rf"fits 2 published models(.|\n)*--config {name}\n +--config {other}"):
-        matching.find_config(published(name), manifest_of)
+def test_of_models_with_one_network_the_name_of_the_file_decides(name, other, caplog):
+    found = published(name)
+    for model in (name, other):
+        for prefer in (model, find(model).file, f"copy_of_{model}.ckpt"):
+            assert matching.find_config(found, manifest_of, prefer)[0].name == model
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert matching.find_config(found, manifest_of, "weights.ckpt")[0].name == name
+    assert f"fits {name} and {other}" in caplog.text
+    assert f"It is taken for {name}; --config {other} says otherwise" in caplog.text
 
 
 def test_the_nearest_model_and_what_differs_are_told():
     found = published("imagenet_lfqgan_128_L", without={"encoder.norm_out.bias"})
     with pytest.raises(CheckpointError) as caught:
         matching.find_config(found, manifest_of)
-    assert "nearest is Open-MAGVIT2/imagenet_lfqgan_128_L" in str(caught.value)
+    assert "nearest is imagenet_lfqgan_128_L" in str(caught.value)
     assert "missing: encoder.norm_out.bias" in str(caught.value)
     found = published("imagenet_ibqgan_1024")
     found.weights["raw"]["quantize.embedding.weight"] = np.zeros((1000, 256), np.float32)

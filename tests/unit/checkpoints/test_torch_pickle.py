@@ -265,7 +265,7 @@ def test_published_layout_reads_as_torch_reads_it():
 def test_large_files_cost_no_memory(tmp_path):
     path = save({"state_dict": {"a": torch.zeros(16, 1024, 1024)}}, tmp_path / "x.pt", True)  # 64 MB
     code = (
-        "import resource, sys; from voken_common import torch_pickle; "
+        "import resource, sys; from voken_common.checkpoints import torch_pickle; "
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
         "state = torch_pickle.load_state_dict(sys.argv[1]); assert state['a'].shape == (16, 1024, 1024); "
         "assert 'torch' not in sys.modules; "

@@ -10,7 +10,7 @@ from voken_common.errors import CheckpointError
 from voken_common.published.models import config_file, find
 
 CONFIGS = Path(__file__).parents[3] / "configs"
-GENERATOR = config_file(find("IBQ/imagenet_conditional_llama_B"))
+GENERATOR = config_file(find("ibq_generator_B"))
 
 
 @pytest.mark.parametrize(

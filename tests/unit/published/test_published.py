@@ -10,7 +10,7 @@ import pytest
 from tests.support.golden_cases import torch_shape
 from voken_common.checkpoints import weight_names as names
 from voken_common.config.loading import load_any_config, load_config
-from voken_common.published.models import MODELS, find
+from voken_common.published.models import MODELS, find, has_config
 from voken_jax.models.functional import Network
 from voken_jax.models.generator import build_generator
 from voken_jax.models.layers import Policy
@@ -20,13 +20,13 @@ from voken_jax.tokenizer.state import build_players
 ROOT = Path(__file__).resolve().parents[3]
 MANIFESTS = ROOT / "tests" / "manifests"
 GENERATORS = [model for model in MODELS if model.family == "generator"]
-TOKENIZERS = [model for model in MODELS if model.family == "image tokenizer"]
+TOKENIZERS = [model for model in MODELS if model.family == "image tokenizer" and has_config(model)]
 EMA_BOOKKEEPING = {"model_ema.decay", "model_ema.num_updates"}
 
 
 def manifest_of(model):
     """{torch key: shape} of the published checkpoint."""
-    return json.loads((MANIFESTS / f"{model.project}__{model.name}.json").read_text())
+    return json.loads((MANIFESTS / model.manifest).read_text())
 
 
 def in_torch_terms(leaves, prefix=""):
@@ -54,14 +54,14 @@ def perceptual():
     return Network(lambda rngs: LPIPS(policy=Policy(), rngs=rngs))
 
 
-def test_there_are_ten_tokenizers_and_seven_generators():
+def test_every_published_image_model_and_generator_has_a_configuration():
     folders = (ROOT / "configs" / folder for folder in ("open_magvit2", "ibq"))
     configs = {path.relative_to(ROOT).as_posix() for folder in folders for path in folder.iterdir()}
     assert {model.config for model in TOKENIZERS + GENERATORS} == configs
-    assert (len(configs), len(TOKENIZERS), len(GENERATORS)) == (17, 10, 7)
+    assert len(GENERATORS) == 7
 
 
-@pytest.mark.parametrize("model", GENERATORS, ids=lambda model: model.full_name)
+@pytest.mark.parametrize("model", GENERATORS, ids=lambda model: model.name)
 def test_generators_have_the_published_names_shapes_and_sizes(model):
     config = load_any_config(ROOT / model.config)
     assert config.name == model.name
@@ -143,16 +143,23 @@ def test_parameter_count_is_that_of_encoder_and_decoder():
 
 def test_lookup():
     assert find("imagenet_ibqgan_1024").figure("rFID", "ImageNet 256x256") == 2.24
-    assert find("IBQ/imagenet_conditional_llama_XXL").parameters == 2063.3
-    assert len({model.full_name for model in MODELS}) == len(MODELS) == 18
+    model = find("ibq_generator_XXL")
+    assert model.parameters == 2063.3
+    assert find("IBQ/imagenet_conditional_llama_XXL") is find("TencentARC/IBQ-AR-XXL") is model
+    assert find("TencentARC/Open-MAGVIT2:imagenet_128_B.ckpt").name == "imagenet_lfqgan_128_B"
+
+
+def test_names_and_files_are_of_one_model():
+    for of in (lambda m: m.name, lambda m: m.full_name, lambda m: (m.repository, m.file), lambda m: m.config):
+        assert len({of(model) for model in MODELS}) == len(MODELS) == 21
 
 
 def test_lookup_errors_name_what_is_near():
-    with pytest.raises(KeyError, match=r"did you mean .*Open-MAGVIT2/imagenet_lfqgan_256_L"):
+    with pytest.raises(KeyError, match=r"did you mean .*imagenet_lfqgan_256_L"):
         find("imagenet_lfqgan_256")
-    with pytest.raises(KeyError, match=r"in both projects: say Open-MAGVIT2/.*_B or IBQ/imagenet_conditional_llama_B"):
+    with pytest.raises(KeyError, match=r"several models: say open_magvit2_generator_B or ibq_generator_B"):
         find("imagenet_conditional_llama_B")
-    with pytest.raises(KeyError, match="known are Open-MAGVIT2/imagenet_lfqgan_256_L, "):
+    with pytest.raises(KeyError, match="known are imagenet_lfqgan_256_L, "):
         find("zzz")
-    with pytest.raises(KeyError, match="no PSNR on COCO was reported; there is rFID on"):
-        find("pretrain_ibqgan_16384").figure("PSNR", "COCO")
+    with pytest.raises(KeyError, match="no SSIM on UCF was reported; there is rFVD on"):
+        find("ucf101_lfqgan_128_L").figure("SSIM", "UCF")
