@@ -246,7 +246,7 @@ def test_the_evaluators_file(framework, folder, tmp_path, adaptive, capsys):
         (["--classes", "0", "--output", "o", "--seed", "-1"], "--seed -1: expected at least 0"),
         (["--classes", "0", "--output", "o", "--process-count", "0"], "--process-count 0: expected at least 1"),
         (["--classes", "0", "--output", "o", "--process-index", "1"], "--process-index 1 of --process-count 1: "),
-        (["--classes", "0", "--output", "o", "--tokenizer", "no"], "no is no file or folder here and no published model"),
+        (["--classes", "0", "--output", "o", "--tokenizer", "no"], "no is no file or folder here and no published"),
         (["--classes", "0", "--output", "o", "--step", "last"], "--step last: expected latest, best or a number"),
         (["--classes", "0", "--output", __file__], "test_generator.py is a file, expected a folder"),
         (["--classes", "0", "--output", "o", "--scale", "1,2"], "scale has 2 value(s) [1.0, 2.0]"),
