@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from voken_common.checkpoints import weight_names as names
-from voken_common.checkpoints.conversion.contents import Manifest
+from voken_common.checkpoints.conversion.contents import Manifest, Shape
 from voken_common.checkpoints.conversion.safetensors_file import is_safetensors, read_safetensors
 from voken_common.checkpoints.hub.resolve import Resolved, resolve
 from voken_common.checkpoints.steps import Meta, Step, Weights
@@ -21,9 +21,10 @@ from voken_common.config.inference import Precision, for_inference
 from voken_common.config.loading import AnyConfig
 from voken_common.errors import CheckpointError
 from voken_jax.checkpoints.orbax import find_step, load_generator, read_meta
-from voken_jax.conversion.networks import torch_shapes
+from voken_jax.models.autoencoder import Autoencoder
 from voken_jax.models.functional import Network
-from voken_jax.tokenizer.state import build_autoencoder, build_generator_network
+from voken_jax.models.generator import build_generator
+from voken_jax.models.layers import Policy
 
 
 class Loaded(NamedTuple):
@@ -93,10 +94,18 @@ def _for_inference(meta: Meta, precision: Precision) -> Meta:
 
 def inference_manifest(config: AnyConfig) -> Manifest:
     """Torch names and shapes of what inference needs: the autoencoder with its quantizer, or the transformer."""
-    precision = config.precision
-    with jax.enable_x64("float64" in (precision.param_dtype, precision.compute_dtype)):
-        network = build_generator_network(config) if isinstance(config, GeneratorConfig) else build_autoencoder(config)
+    if isinstance(config, GeneratorConfig):
+        network = Network(lambda rngs: build_generator(config.model, policy=Policy(), rngs=rngs))
+    else:
+        network = Network(lambda rngs: Autoencoder(config.model, config.quantizer, policy=Policy(), rngs=rngs))
     return Manifest(torch_shapes(network.parameters))
+
+
+def torch_shapes(leaves: Mapping[str, Any]) -> dict[str, Shape]:
+    """Torch names and shapes of leaves by dotted name; they may be shapes alone."""
+    unit = np.int8(0)
+    layouts = {path: names.to_torch_layout(path, np.broadcast_to(unit, leaf.shape)) for path, leaf in leaves.items()}
+    return {names.to_torch_name(path): Shape(view.shape) for path, view in layouts.items()}
 
 
 def _placed(arrays: dict[str, np.ndarray], dtype: jnp.dtype) -> dict[str, jax.Array]:

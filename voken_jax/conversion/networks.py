@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
-import numpy as np
 
-from voken_common.checkpoints import weight_names as names
-from voken_common.checkpoints.conversion.contents import Manifest, Shape
+from voken_common.checkpoints.conversion.contents import Manifest
 from voken_common.config.generator import GeneratorConfig
 from voken_common.config.loading import AnyConfig
+from voken_jax.checkpoints.load import torch_shapes
 from voken_jax.tokenizer.state import build_generator_network, build_players
 
 
@@ -28,10 +24,3 @@ def manifest_of(config: AnyConfig) -> Manifest:
         discriminator=torch_shapes(players.discriminator.parameters),
         buffers=torch_shapes(players.discriminator.buffers),
     )
-
-
-def torch_shapes(leaves: Mapping[str, Any]) -> dict[str, Shape]:
-    """Torch names and shapes of leaves by dotted name; they may be shapes alone."""
-    unit = np.int8(0)
-    layouts = {path: names.to_torch_layout(path, np.broadcast_to(unit, leaf.shape)) for path, leaf in leaves.items()}
-    return {names.to_torch_name(path): Shape(view.shape) for path, view in layouts.items()}
