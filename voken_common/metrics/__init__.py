@@ -9,6 +9,7 @@ from voken_common.metrics.codebook import CodebookCounter, codebook_perplexity, 
 from voken_common.metrics.frechet import GaussianStatistics, frechet_distance, frechet_distance_of_features
 from voken_common.metrics.image import HIGHEST_PSNR, bounded_psnr, psnr, ssim
 from voken_common.metrics.inception_score import InceptionScore
+from voken_common.metrics.precision_recall import PrecisionRecall, precision_recall
 
 __all__ = [
     "HIGHEST_PSNR",
@@ -16,11 +17,13 @@ __all__ = [
     "CodebookCounter",
     "GaussianStatistics",
     "InceptionScore",
+    "PrecisionRecall",
     "bounded_psnr",
     "codebook_perplexity",
     "codebook_usage",
     "frechet_distance",
     "frechet_distance_of_features",
+    "precision_recall",
     "psnr",
     "ssim",
 ]
