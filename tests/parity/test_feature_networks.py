@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.support.golden_cases import FORWARD_FLOAT32, assert_close, channels_first, channels_last, uniform, weight
-from tests.support.metric_cases import check_feature_metrics, check_shapes, small_image, sample_images
+from tests.support.metric_cases import check_feature_metrics, check_shapes, sample_images, small_image
 from voken_common.checkpoints.feature_networks.i3d import I3D
 from voken_common.checkpoints.feature_networks.inception import INCEPTION
 from voken_jax.models.metrics.feature_network import place_weights, resize_bilinear
@@ -73,7 +73,9 @@ def test_features_of_samples(case, precision):
     weights = weights_of(INCEPTION, case.seed, precision)
     found = features(weights, jnp.asarray(sample_images(case)), resize="tensorflow1")
     for name, value in (("pool3", found.pool3), ("logits_unbiased", found.logits), ("spatial", found.spatial)):
-        assert_close(value, case.arrays[f"out/{name}"], name, float32=FORWARD_FLOAT32 if precision == "float32" else RESIZED)
+        assert_close(
+            value, case.arrays[f"out/{name}"], name, float32=FORWARD_FLOAT32 if precision == "float32" else RESIZED
+        )
     image, side = small_image(case)
     resized = resize_bilinear(jnp.asarray(image, precision), side, "tensorflow1")
     assert_close(channels_first(resized), case.arrays["out/resized"], "resized", float32=RESIZED)

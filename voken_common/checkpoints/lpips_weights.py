@@ -34,7 +34,19 @@ _CONVS: dict[Net, tuple[_Conv, ...]] = {
     ),
     "alex": ((1, 0, 64, 3, 11), (2, 3, 192, 64, 5), (3, 6, 384, 192, 3), (4, 8, 256, 384, 3), (5, 10, 256, 256, 3)),
 }
+POOL: dict[Net, int] = {"vgg": 2, "alex": 3}
+"""Side of the max pools between slices, stride 2: before every slice but the first of VGG16, before the second and the
+third of AlexNet."""
+POOLED: dict[Net, tuple[int, ...]] = {"vgg": (2, 3, 4, 5), "alex": (2, 3)}
 _BACKBONE: dict[Net, str] = {"vgg": "vgg16", "alex": "alexnet"}
+
+
+def slices(net: Net) -> dict[int, list[tuple[int, int, int, int, int]]]:
+    """The convolutions of every slice: (index in torchvision's `features`, inputs, outputs, kernel side, stride)."""
+    found: dict[int, list[tuple[int, int, int, int, int]]] = {}
+    for part, index, width, channels, side in _CONVS[net]:
+        found.setdefault(part, []).append((index, channels, width, side, 4 if side == 11 else 1))
+    return found
 
 
 def lpips_shapes(net: Net = "vgg") -> dict[str, tuple[int, ...]]:

@@ -6,7 +6,13 @@ images holds statistics, never features, and hosts combine what they saw.
 
 from voken_common.metrics.average import Average
 from voken_common.metrics.codebook import CodebookCounter, codebook_perplexity, codebook_usage
-from voken_common.metrics.frechet import GaussianStatistics, frechet_distance, frechet_distance_of_features
+from voken_common.metrics.frechet import (
+    Gaussian,
+    GaussianStatistics,
+    Moments,
+    frechet_distance,
+    frechet_distance_of_features,
+)
 from voken_common.metrics.image import HIGHEST_PSNR, bounded_psnr, psnr, ssim
 from voken_common.metrics.inception_score import InceptionScore
 from voken_common.metrics.precision_recall import PrecisionRecall, precision_recall
@@ -15,8 +21,10 @@ __all__ = [
     "HIGHEST_PSNR",
     "Average",
     "CodebookCounter",
+    "Gaussian",
     "GaussianStatistics",
     "InceptionScore",
+    "Moments",
     "PrecisionRecall",
     "bounded_psnr",
     "codebook_perplexity",

@@ -26,6 +26,18 @@ class CodebookCounter:
             raise ValueError(f"ids from {flat.min()} to {flat.max()}; expected 0 to {self.counts.size - 1}")
         self.counts += np.bincount(flat.astype(np.int64), minlength=self.counts.size)
 
+    def add_counts(self, ids: Int[np.ndarray, " u"], counts: Int[np.ndarray, " u"]) -> None:
+        """Take distinct ids and how often each was used.
+
+        Raises:
+            ValueError: an id outside 0..codes-1, or one that comes twice.
+        """
+        if len(np.unique(ids)) != len(ids):
+            raise ValueError("an id comes twice; expected distinct ids with their counts")
+        if len(ids) and not 0 <= np.min(ids) <= np.max(ids) < self.counts.size:
+            raise ValueError(f"ids from {np.min(ids)} to {np.max(ids)}; expected 0 to {self.counts.size - 1}")
+        self.counts[np.asarray(ids)] += np.asarray(counts, np.int64)
+
     def merge(self, other: CodebookCounter) -> None:
         """Take what another counter of the same codebook saw."""
         if other.counts.size != self.counts.size:

@@ -9,9 +9,29 @@ Shapes: N samples, D features.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float64, Num
+
+
+class Gaussian(Protocol):
+    """Mean and covariance, however they were come by."""
+
+    @property
+    def mean(self) -> Float64[np.ndarray, " d"]:
+        """Of the features."""
+
+    @property
+    def covariance(self) -> Float64[np.ndarray, "d d"]:
+        """Unbiased."""
+
+
+class Moments(NamedTuple):
+    """A Gaussian that was read from a file of statistics."""
+
+    mean: Float64[np.ndarray, " d"]
+    covariance: Float64[np.ndarray, "d d"]
 
 
 class GaussianStatistics:
@@ -22,8 +42,13 @@ class GaussianStatistics:
 
     def __init__(self, features: int) -> None:
         self.count = 0
-        self.mean: Float64[np.ndarray, " d"] = np.zeros(features)
+        self._mean: Float64[np.ndarray, " d"] = np.zeros(features)
         self._scatter: Float64[np.ndarray, "d d"] = np.zeros((features, features))
+
+    @property
+    def mean(self) -> Float64[np.ndarray, " d"]:
+        """Mean of the features; zeros before the first."""
+        return self._mean
 
     def update(self, features: Num[np.ndarray, "n d"]) -> None:
         """Take a batch.
@@ -52,7 +77,7 @@ class GaussianStatistics:
         total = self.count + count
         gap = mean - self.mean
         self._scatter += scatter + np.outer(gap, gap) * (self.count * count / total)
-        self.mean = self.mean + gap * (count / total)
+        self._mean = self._mean + gap * (count / total)
         self.count = total
 
     @property
@@ -84,7 +109,7 @@ class GaussianStatistics:
         return statistics
 
 
-def frechet_distance(first: GaussianStatistics, second: GaussianStatistics) -> float:
+def frechet_distance(first: Gaussian, second: Gaussian) -> float:
     """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1^(1/2) S2 S1^(1/2))^(1/2)), at least 0.
 
     The symmetric form has a real square root for every pair of covariances, singular ones included (fewer samples than

@@ -1,7 +1,8 @@
 """Inception score, from class probabilities in a stream.
 
-T. Salimans et al., "Improved Techniques for Training GANs", 2016: exp(E_x KL(p(y|x) || p(y))), here as the ADM evaluator
-takes it: over consecutive splits of 5000 samples, the scores of the splits averaged; a smaller last split counts as one.
+T. Salimans et al., "Improved Techniques for Training GANs", 2016: exp(E_x KL(p(y|x) || p(y))), here as the ADM
+evaluator takes it: over consecutive splits of 5000 samples, whose scores are averaged; a smaller last split counts as
+one.
 Shapes: N samples, L classes.
 """
 

@@ -78,9 +78,9 @@ def _inside(
     )
 
 
-def _squared_distances(rows: Float64[np.ndarray, "b d"], others: Float64[np.ndarray, "n d"]) -> (
-    Float64[np.ndarray, "b n"]
-):
+def _squared_distances(
+    rows: Float64[np.ndarray, "b d"], others: Float64[np.ndarray, "n d"]
+) -> Float64[np.ndarray, "b n"]:
     distances = -2 * (rows @ others.T)
     distances += np.einsum("bd,bd->b", rows, rows)[:, None]
     distances += np.einsum("nd,nd->n", others, others)

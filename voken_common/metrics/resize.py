@@ -16,9 +16,9 @@ Resize = Literal["half_pixel", "tensorflow1"]
 RESIZES: tuple[Resize, ...] = get_args(Resize)
 
 
-def taps(size: int, target: int, resize: Resize) -> (
-    tuple[Int64[np.ndarray, " t"], Int64[np.ndarray, " t"], Float[np.ndarray, " t"]]
-):
+def taps(
+    size: int, target: int, resize: Resize
+) -> tuple[Int64[np.ndarray, " t"], Int64[np.ndarray, " t"], Float[np.ndarray, " t"]]:
     """Along one axis: the two source indices of every target index, and the weight of the second.
 
     The weights of `tensorflow1` are rounded as TensorFlow computes them, in float32 steps.

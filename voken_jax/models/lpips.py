@@ -1,4 +1,6 @@
-"""LPIPS v0.1: distance between VGG16 features, for training (Zhang et al., 2018). Never trained, no dropout.
+"""LPIPS v0.1: distance between features of VGG16 (training, evaluation) or AlexNet (evaluation); Zhang et al., 2018.
+
+Never trained, no dropout.
 
 Parameter names are those of the published checkpoints (`net.slice1.0.weight`, `lin0.model.1.weight`).
 Shape legend: B batch, H/W pixels, S pixels of an image (H W) or a clip (T H W), C channels.
@@ -13,22 +15,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from voken_common.checkpoints.lpips_weights import POOL, POOLED, SCALE, SHIFT, Net, slices
 from voken_jax.models.layers import Policy, at_least_float32, conv
-
-SHIFT = (-0.030, -0.088, -0.188)
-SCALE = (0.458, 0.448, 0.450)
-SLICES = (
-    ((0, 64), (2, 64)),
-    ((5, 128), (7, 128)),
-    ((10, 256), (12, 256), (14, 256)),
-    ((17, 512), (19, 512), (21, 512)),
-    ((24, 512), (26, 512), (28, 512)),
-)
-"""VGG16's convolutions by slice: (index in the original sequence, width). Every slice ends in its last ReLU."""
 
 
 class ScalingLayer(nnx.Module):
-    """[-1, 1] to the statistics VGG was trained with."""
+    """[-1, 1] to the statistics the networks were trained with."""
 
     def __init__(self, *, policy: Policy):
         self.shift = nnx.BatchStat(jnp.asarray(SHIFT, policy.param_dtype).reshape(1, 3, 1, 1))
@@ -39,26 +31,28 @@ class ScalingLayer(nnx.Module):
         return (x - self.shift[...].reshape(3)) / self.scale[...].reshape(3)
 
 
-class VGG(nnx.Module):
-    """VGG16 up to relu5_3, returning the last ReLU of each slice."""
+class Slices(nnx.Module):
+    """VGG16 up to relu5_3, or AlexNet up to relu5, returning the last ReLU of each of five slices."""
 
-    def __init__(self, *, policy: Policy, rngs: nnx.Rngs):
-        width = 3
-        for number, layers in enumerate(SLICES, start=1):
+    def __init__(self, net: Net, *, policy: Policy, rngs: nnx.Rngs):
+        self.backbone = net
+        for number, layers in slices(net).items():
             built: nnx.Dict = nnx.Dict()
-            for index, out in layers:
-                built[str(index)] = conv(width, out, 3, policy=policy, rngs=rngs)
-                width = out
+            for index, inputs, outputs, side, stride in layers:
+                pad = 2 if side == 11 else side // 2
+                built[str(index)] = conv(
+                    inputs, outputs, side, stride=stride, padding=[(pad, pad)] * 2, policy=policy, rngs=rngs
+                )
             setattr(self, f"slice{number}", built)
 
     def __call__(self, x: Float[Array, "B H W 3"]) -> list[Float[Array, "B h w C"]]:
-        """relu1_2, relu2_2, relu3_3, relu4_3, relu5_3."""
-        features = []
-        for number, layers in enumerate(SLICES, start=1):
+        """Features of every slice; of VGG16 relu1_2, relu2_2, relu3_3, relu4_3, relu5_3."""
+        features, window = [], POOL[self.backbone]
+        for number, layers in slices(self.backbone).items():
             built = getattr(self, f"slice{number}")
-            if number > 1:
-                x = nnx.max_pool(x, (2, 2), strides=(2, 2))
-            for index, _ in layers:
+            if number in POOLED[self.backbone]:
+                x = nnx.max_pool(x, (window, window), strides=(2, 2))
+            for index, *_ in layers:
                 x = jax.nn.relu(built[str(index)](x))
             features.append(x)
         return features
@@ -79,14 +73,14 @@ class Head(nnx.Module):
 
 
 class LPIPS(nnx.Module):
-    """Perceptual distance of two images, or of two clips frame by frame."""
+    """Perceptual distance of two images, or of two clips frame by frame, by VGG16 or by AlexNet."""
 
-    def __init__(self, *, policy: Policy, rngs: nnx.Rngs):
+    def __init__(self, net: Net = "vgg", *, policy: Policy, rngs: nnx.Rngs):
         self.scaling_layer = ScalingLayer(policy=policy)
-        self.net = VGG(policy=policy, rngs=rngs)
+        self.net = Slices(net, policy=policy, rngs=rngs)
         wide = dataclasses.replace(policy, compute_dtype=jnp.promote_types(policy.compute_dtype, jnp.float32))
-        for i, layers in enumerate(SLICES):
-            setattr(self, f"lin{i}", Head(layers[-1][1], policy=wide, rngs=rngs))
+        for number, layers in slices(net).items():
+            setattr(self, f"lin{number - 1}", Head(layers[-1][2], policy=wide, rngs=rngs))
 
     def __call__(self, x: Float[Array, "B *S 3"], y: Float[Array, "B *S 3"]) -> Float[Array, " B"]:
         """x, y in [-1, 1]; one distance per image, or the mean over a clip's frames, in float32 at least."""

@@ -1,4 +1,6 @@
-"""LPIPS v0.1: distance between VGG16 features, for training (Zhang et al., 2018). Never trained, no dropout.
+"""LPIPS v0.1: distance between features of VGG16 (training, evaluation) or AlexNet (evaluation); Zhang et al., 2018.
+
+Never trained, no dropout.
 
 Parameter names are those of the published checkpoints (`net.slice1.0.weight`, `lin0.model.1.weight`).
 Shape legend: B batch, H/W pixels, S pixels of an image (H W) or a clip (T H W), h/w positions, C channels.
@@ -12,23 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from voken_common.checkpoints.lpips_weights import POOL, POOLED, SCALE, SHIFT, Net, slices
 from voken_torch.device.kernels import at_least_float32
 from voken_torch.models.layers import conv
 
-SHIFT = (-0.030, -0.088, -0.188)
-SCALE = (0.458, 0.448, 0.450)
-SLICES = (
-    ((0, 64), (2, 64)),
-    ((5, 128), (7, 128)),
-    ((10, 256), (12, 256), (14, 256)),
-    ((17, 512), (19, 512), (21, 512)),
-    ((24, 512), (26, 512), (28, 512)),
-)
-"""VGG16's convolutions by slice: (index in the original sequence, width). Every slice ends in its last ReLU."""
-
 
 class ScalingLayer(nn.Module):
-    """[-1, 1] to the statistics VGG was trained with."""
+    """[-1, 1] to the statistics the networks were trained with."""
 
     shift: Tensor
     scale: Tensor
@@ -43,26 +35,25 @@ class ScalingLayer(nn.Module):
         return (x - self.shift) / self.scale
 
 
-class VGG(nn.Module):
-    """VGG16 up to relu5_3, returning the last ReLU of each slice."""
+class Slices(nn.Module):
+    """VGG16 up to relu5_3, or AlexNet up to relu5, returning the last ReLU of each of five slices."""
 
-    def __init__(self) -> None:
+    def __init__(self, net: Net) -> None:
         super().__init__()
-        width = 3
-        for number, layers in enumerate(SLICES, start=1):
+        for number, layers in slices(net).items():
             built: OrderedDict[str, nn.Module] = OrderedDict()
-            if number > 1:
-                built[str(layers[0][0] - 1)] = nn.MaxPool2d(2)
-            for index, out in layers:
-                built[str(index)] = conv(width, out, 3)
+            if number in POOLED[net]:
+                built[str(layers[0][0] - 1)] = nn.MaxPool2d(POOL[net], stride=2)
+            for index, inputs, outputs, side, stride in layers:
+                pad = 2 if side == 11 else side // 2
+                built[str(index)] = conv(inputs, outputs, side, stride=stride, padding=pad)
                 built[str(index + 1)] = nn.ReLU()
-                width = out
             setattr(self, f"slice{number}", nn.Sequential(built))
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B C h w"]]:
-        """relu1_2, relu2_2, relu3_3, relu4_3, relu5_3."""
+        """Features of every slice; of VGG16 relu1_2, relu2_2, relu3_3, relu4_3, relu5_3."""
         features = []
-        for number in range(1, len(SLICES) + 1):
+        for number in range(1, 6):
             x = getattr(self, f"slice{number}")(x)
             features.append(x)
         return features
@@ -84,14 +75,17 @@ class Head(nn.Module):
 
 
 class LPIPS(nn.Module):
-    """Perceptual distance of two images, or of two clips frame by frame; its weights take no gradient."""
+    """Perceptual distance of two images, or of two clips frame by frame, by VGG16 or by AlexNet.
 
-    def __init__(self) -> None:
+    Its weights take no gradient.
+    """
+
+    def __init__(self, net: Net = "vgg") -> None:
         super().__init__()
         self.scaling_layer = ScalingLayer()
-        self.net = VGG()
-        for i, layers in enumerate(SLICES):
-            setattr(self, f"lin{i}", Head(layers[-1][1]))
+        self.net = Slices(net)
+        for number, layers in slices(net).items():
+            setattr(self, f"lin{number - 1}", Head(layers[-1][2]))
         self.requires_grad_(False)
 
     def forward(self, x: Float[Tensor, "B 3 *S"], y: Float[Tensor, "B 3 *S"]) -> Float[Tensor, " B"]:

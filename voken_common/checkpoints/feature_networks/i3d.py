@@ -25,9 +25,9 @@ def _pool(kernel: tuple[int, ...], stride: tuple[int, ...]) -> Pool:
     return Pool("max", kernel, stride, None)
 
 
-def _mixed(name: str, inputs: int, direct: int, first: tuple[int, int], second: tuple[int, int], pooled: int) -> (
-    Branches
-):
+def _mixed(
+    name: str, inputs: int, direct: int, first: tuple[int, int], second: tuple[int, int], pooled: int
+) -> Branches:
     return Branches(
         (
             (_conv(f"{name}.b0", inputs, direct, 1),),

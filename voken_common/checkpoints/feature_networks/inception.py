@@ -21,9 +21,9 @@ _AVERAGE = Pool("average", (3, 3), (1, 1), (1, 1))
 _MAX_SAME = Pool("max", (3, 3), (1, 1), (1, 1))
 
 
-def _conv(name: str, inputs: int, outputs: int, kernel: int | tuple[int, int], stride: int = 1, pad: bool = True) -> (
-    Conv
-):
+def _conv(
+    name: str, inputs: int, outputs: int, kernel: int | tuple[int, int], stride: int = 1, pad: bool = True
+) -> Conv:
     size = (kernel, kernel) if isinstance(kernel, int) else kernel
     return Conv(name, inputs, outputs, size, (stride, stride), tuple(k // 2 if pad else 0 for k in size))
 
@@ -128,7 +128,10 @@ INCEPTION = FeatureNetwork(
         ("Mixed_6abc", (_first_reduction(), _factorized("Mixed_6b", 128), _factorized("Mixed_6c", 160))),
         ("Mixed_6d", (_factorized("Mixed_6d", 160),)),
         ("block2", (_factorized("Mixed_6e", 192),)),
-        ("Mixed_7", (_second_reduction(), _expanded("Mixed_7b", 1280, _AVERAGE), _expanded("Mixed_7c", 2048, _MAX_SAME))),
+        (
+            "Mixed_7",
+            (_second_reduction(), _expanded("Mixed_7b", 1280, _AVERAGE), _expanded("Mixed_7c", 2048, _MAX_SAME)),
+        ),
     ),
     conv_leaf="conv",
     epsilon=1e-3,

@@ -85,9 +85,9 @@ class FeatureNetwork:
         return found
 
 
-def sides(padding: tuple[int, ...] | None, kernel: tuple[int, ...], stride: tuple[int, ...], size: tuple[int, ...]) -> (
-    Padding
-):
+def sides(
+    padding: tuple[int, ...] | None, kernel: tuple[int, ...], stride: tuple[int, ...], size: tuple[int, ...]
+) -> Padding:
     """(before, after) per axis; SAME gives ceil(size / stride) outputs, the odd zero at the end."""
     if padding is not None:
         return tuple((p, p) for p in padding)

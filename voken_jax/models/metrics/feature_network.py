@@ -27,16 +27,18 @@ def place_weights(arrays: Mapping[str, np.ndarray], dtype: DTypeLike = jnp.float
     return {name: jnp.asarray(np.asarray(array), dtype) for name, array in names.to_jax(dict(arrays)).items()}
 
 
-def run_stage(network: FeatureNetwork, weights: Weights, stage: str, x: Float[Array, "B *S C"]) -> (
-    Float[Array, "B *s c"]
-):
+def run_stage(
+    network: FeatureNetwork, weights: Weights, stage: str, x: Float[Array, "B *S C"]
+) -> Float[Array, "B *s c"]:
     """The output of one stage for the output of the stage before it."""
     for step in dict(network.stages)[stage]:
         x = _step(network, weights, step, x)
     return x
 
 
-def run_conv(network: FeatureNetwork, weights: Weights, conv: Conv, x: Float[Array, "B *S C"]) -> Float[Array, "B *s c"]:
+def run_conv(
+    network: FeatureNetwork, weights: Weights, conv: Conv, x: Float[Array, "B *S C"]
+) -> Float[Array, "B *s c"]:
     """One convolution with its norm and ReLU."""
     axes = "DHW"[-len(conv.kernel) :]
     padding = sides(conv.padding, conv.kernel, conv.stride, x.shape[1:-1])
@@ -48,9 +50,9 @@ def run_conv(network: FeatureNetwork, weights: Weights, conv: Conv, x: Float[Arr
     return jax.nn.relu(y * factor + (norm["bias"] - norm["running_mean"] * factor))
 
 
-def average_pool(x: Float[Array, "B *S C"], kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[
-    tuple[int, int], ...
-]) -> Float[Array, "B *s C"]:
+def average_pool(
+    x: Float[Array, "B *S C"], kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[tuple[int, int], ...]
+) -> Float[Array, "B *s C"]:
     """Mean over the positions of each window that are not padding."""
     window = (1, *kernel, 1)
     strides, pads = (1, *stride, 1), ((0, 0), *padding, (0, 0))

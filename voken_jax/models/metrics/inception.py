@@ -34,7 +34,8 @@ class InceptionFeatures(NamedTuple):
 def inception_input(images: Num[Array, "B H W 3"], resize: Resize) -> Float[Array, "B 299 299 3"]:
     """Images, uint8 or in [-1, 1], as the network sees them.
 
-    `half_pixel` keeps the range [-1, 1]. `tensorflow1` resizes in 0..255 and maps to (x - 128) / 128, as the graph does.
+    `half_pixel` keeps the range [-1, 1]. `tensorflow1` resizes in 0..255 and maps to (x - 128) / 128, as TensorFlow's
+    graph does.
     """
     raw = images.dtype == jnp.uint8
     if resize == "half_pixel":
@@ -56,7 +57,8 @@ def inception_features(
 ) -> InceptionFeatures:
     """Features of images, uint8 or in [-1, 1], of any size; matrix products in full float32."""
     with jax.default_matmul_precision("float32"):
-        stages = inception_stages(weights, inception_input(images, resize))
+        x = inception_input(images, resize).astype(weights["fc.kernel"].dtype)
+        stages = inception_stages(weights, x)
         pool3 = stages["Mixed_7"].mean(axis=(1, 2))
         branch = run_conv(INCEPTION, weights, _SPATIAL, stages["Mixed_6abc"])[..., :SPATIAL_CHANNELS]
         spatial = branch.reshape(branch.shape[0], -1)

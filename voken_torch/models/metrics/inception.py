@@ -33,7 +33,8 @@ class InceptionFeatures(NamedTuple):
 def inception_input(images: Num[Tensor, "B 3 H W"], resize: Resize) -> Float[Tensor, "B 3 299 299"]:
     """Images, uint8 or in [-1, 1], as the network sees them.
 
-    `half_pixel` keeps the range [-1, 1]. `tensorflow1` resizes in 0..255 and maps to (x - 128) / 128, as the graph does.
+    `half_pixel` keeps the range [-1, 1]. `tensorflow1` resizes in 0..255 and maps to (x - 128) / 128, as TensorFlow's
+    graph does.
     """
     raw = images.dtype == torch.uint8
     if resize == "half_pixel":
@@ -58,11 +59,12 @@ class Inception(FeatureExtractor):
     @torch.no_grad()
     def forward(self, images: Num[Tensor, "B 3 H W"], resize: Resize = "half_pixel") -> InceptionFeatures:
         """Features of images, uint8 or in [-1, 1], of any size."""
-        x, spatial = inception_input(images, resize), None
+        weight = self.get_parameter("fc.weight")
+        x, spatial = inception_input(images, resize).to(weight.dtype), None
         for name, _ in INCEPTION.stages:
             if name == "Mixed_6d":
                 spatial = self.unit("Mixed_6d.branch1x1", x)[:, :SPATIAL_CHANNELS].movedim(1, -1).flatten(1)
             x = self.stage(name, x)
         assert spatial is not None
         pool3 = x.mean(dim=(2, 3))
-        return InceptionFeatures(pool3, spatial, pool3 @ self.get_parameter("fc.weight").T)
+        return InceptionFeatures(pool3, spatial, pool3 @ weight.T)

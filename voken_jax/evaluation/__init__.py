@@ -1,0 +1,1 @@
+"""The networks of metrics at work: NumPy arrays in and out."""
