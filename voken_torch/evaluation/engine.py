@@ -55,7 +55,7 @@ class Engine:
     def _inception(self) -> Inception:
         network = Inception()
         network.load(self.weights.inception().arrays)
-        return network.to(self._runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return network.to(self._runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @functools.cached_property
     def _i3d(self) -> VideoNetwork:

@@ -6,6 +6,7 @@ Shape legend: B batch, S spatial axes (two or three), C channels.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ class Unit(nn.Module):
     def __init__(self, conv: Conv, leaf: str, epsilon: float):
         super().__init__()
         self._conv, self._leaf = conv, leaf
+        kind: Any
         kind, norm = (nn.Conv2d, nn.BatchNorm2d) if len(conv.kernel) == 2 else (nn.Conv3d, nn.BatchNorm3d)
         self.add_module(leaf, kind(conv.inputs, conv.outputs, conv.kernel, stride=conv.stride, bias=False))
         self.bn = norm(conv.outputs, eps=epsilon)
