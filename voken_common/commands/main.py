@@ -46,6 +46,8 @@ SUBCOMMANDS = (
     Subcommand("reconstruct", "images through a tokenizer and back, with PSNR"),
     Subcommand("sample", "draw images of classes with a generator"),
     Subcommand("convert", "convert a checkpoint to another format", ("jax",)),
+    Subcommand("tokens", "export token shards to Parquet or to a flat array", ()),
+    Subcommand("config", "explain settings, show a configuration and where its values come from", ()),
 )
 
 

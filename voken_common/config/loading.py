@@ -73,8 +73,20 @@ def load_any_config(path: str | Path, overrides: Iterable[str] = ()) -> AnyConfi
     return validate_any(overridden(mapping, overrides), origin=str(path))
 
 
-def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
     """A YAML file with its bases merged in, as plain data."""
+    merged: dict[str, Any] = {}
+    for _, layer in read_layers(path):
+        merged = merge(merged, layer)
+    return merged
+
+
+def read_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str, Any]]]:
+    """Read a YAML file and its bases, the lowest base first, each as (file, plain data without `base`).
+
+    Raises:
+        ConfigError: a file that is missing or no mapping, or bases that run in a circle.
+    """
     path = path.resolve()
     if path in seen:
         raise ConfigError("base: runs in a circle: " + " -> ".join(str(p) for p in (*seen, path)))
@@ -90,10 +102,10 @@ def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path} holds {type(data).__name__}, expected a mapping of sections")
     base = data.pop("base", None)
     if base is None:
-        return data
+        return [(path, data)]
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base is {base!r}, expected the path of one YAML file")
-    return merge(read_mapping(path.parent / base, (*seen, path)), data)
+    return [*read_layers(path.parent / base, (*seen, path)), (path, data)]
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
