@@ -4,7 +4,8 @@
 code. Here a pickle may name only the handful of constructors a tensor needs
 (`voken_common.checkpoints.torch_globals`); any other name is refused before anything is called. Both layouts are
 understood: the zip archive (torch 1.6 and later) and the stream of pickles before it, in which torchvision's VGG and
-the LPIPS heads are published.
+the LPIPS heads are published. Every pickle is walked first (`voken_common.untrusted.pickles`), so that none that was
+made to exhaust memory, time or the stack reaches the standard library's reader.
 
 Arrays come back as read-only views of the memory-mapped file, so that opening a checkpoint of many gigabytes costs
 address space, not memory; the file must not be overwritten in place while they are in use.
@@ -12,13 +13,17 @@ address space, not memory; the file must not be overwritten in place while they 
 
 from __future__ import annotations
 
+import contextlib
+import io
+import math
 import mmap
+import os
 import pickle
 import struct
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -26,11 +31,23 @@ import numpy as np
 
 from voken_common.checkpoints.torch_globals import DTypeRef, StorageRef, TensorRef, find_global, storage_from_id
 from voken_common.errors import CheckpointError
+from voken_common.untrusted.archives import open_zip, read_member
+from voken_common.untrusted.pickles import LARGEST, pickle_end
+from voken_common.untrusted.text import shown
 
 Unknown = Literal["refuse", "inert"]
+Storages = dict[str, np.ndarray]
+DEEPEST = 100
+"""Containers within each other, in what a checkpoint holds beside tensors."""
+MOST_OBJECTS = 4_000_000
+"""Objects in all containers; those of a container that others share count in each."""
+GROWTH, ALLOWANCE = 8, 64 << 20
+"""All tensors together, shared ones counted each time, have at most this many times the file's bytes, and these."""
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+_LEGACY_PICKLES = 5
+"""Magic, protocol, system, content, keys."""
 # What a damaged pickle or a damaged frame around it makes the standard library raise.
 _DAMAGE = (
     pickle.UnpicklingError,
@@ -70,20 +87,35 @@ def load(path: str | Path, *, unknown: Unknown = "refuse") -> Any:
         CheckpointError: the file is not a torch checkpoint, or is damaged or incomplete.
         RefusedError: it names something unknown.
     """
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if _is_zip(file):
+            root, storages = _read_zip(file, unknown)
+        else:
+            root, storages = _read_legacy(file, unknown)
+        return _Contents(storages, GROWTH * size + ALLOWANCE).materialise(root)
+
+
+def require_bounded(path: str | Path) -> None:
+    """Raise CheckpointError unless a file's pickles are cheap to read, whoever reads them: see the top of this file."""
+    with _opened(path) as file:
+        if _is_zip(file):
+            _zip_pickle(file)[3].close()
+        else:
+            position, mapped = 0, _mapped(file)
+            for _ in range(_LEGACY_PICKLES):
+                position = pickle_end(mapped, position)
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[IO[bytes]]:
+    """A checkpoint file; what goes wrong with it within is an error that names it."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file {path}")
     with path.open("rb") as file:
-        start = file.read(4)
-        file.seek(0)
-        if not start:
-            raise CheckpointError(f"{path} is empty; expected a torch checkpoint")
         try:
-            if start == b"PK\x03\x04":
-                root, storages = _read_zip(file, unknown)
-            else:
-                root, storages = _read_legacy(file, unknown)
-            return _materialise(root, storages, set())
+            yield file
         except CheckpointError as error:
             raise type(error)(f"{path}: {error}") from error
         except _DAMAGE as error:
@@ -91,6 +123,14 @@ def load(path: str | Path, *, unknown: Unknown = "refuse") -> Any:
                 f"{path} is not a torch checkpoint, or it is damaged or incomplete ({path.stat().st_size} bytes; "
                 f"{type(error).__name__}: {error}). Fetch or copy it again"
             ) from error
+
+
+def _is_zip(file: IO[bytes]) -> bool:
+    start = file.read(4)
+    file.seek(0)
+    if not start:
+        raise CheckpointError("is empty; expected a torch checkpoint")
+    return start == b"PK\x03\x04"
 
 
 def load_state_dict(
@@ -139,17 +179,14 @@ def storage_names(path: str | Path) -> dict[str, str]:
     def visit(value: Any, name: str) -> None:
         if isinstance(value, TensorRef):
             names.setdefault(f"{folder}data/{value.storage.key}", name)
-        elif isinstance(value, Mapping):
+        elif isinstance(value, Mapping) and name.count(".") < DEEPEST:
             for key, item in value.items():
                 visit(item, f"{name}.{key}" if name else str(key))
 
-    try:
-        with zipfile.ZipFile(path) as archive:
-            folder = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
-            with archive.open(f"{folder}data.pkl") as stream:
-                visit(_Unpickler(stream, "inert").load(), "")
-    except (*_DAMAGE, StopIteration) as error:
-        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+    with _opened(path) as file:
+        data, folder, _, archive = _zip_pickle(file)
+        archive.close()
+        visit(_Unpickler(io.BytesIO(data), "inert").load(), "")
     return names
 
 
@@ -159,81 +196,90 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, file: IO[bytes], unknown: Unknown) -> None:
         super().__init__(file, encoding="utf-8")
         self._inert = unknown == "inert"
+        self._found: dict[tuple[str, str], Any] = {}
+        self.keys: dict[str, np.dtype] = {}
+        """Storages that tensors use, and their types: the old layout gives lengths in elements."""
 
     def find_class(self, module: str, name: str) -> Any:
-        return find_global(module, name, inert=self._inert)
+        if (module, name) not in self._found:
+            self._found[module, name] = find_global(module, name, inert=self._inert)
+        return self._found[module, name]
 
     def persistent_load(self, pid: Any) -> StorageRef:
-        return storage_from_id(pid)
+        ref = storage_from_id(pid)
+        self.keys[ref.key] = ref.dtype
+        return ref
 
 
-def _read_zip(file: IO[bytes], unknown: Unknown) -> tuple[Any, dict[str, np.ndarray]]:
+def _zip_pickle(file: IO[bytes]) -> tuple[bytes, str, dict[str, zipfile.ZipInfo], zipfile.ZipFile]:
+    """(the pickle of a zip archive, the folder in which it lies, all members by name, the opened archive)."""
+    archive = open_zip(file)
+    members = {info.filename: info for info in archive.infolist()}
+    pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(pickles) != 1:
+        raise CheckpointError("a zip archive without data.pkl; expected one written by torch.save")
+    folder = pickles[0].removesuffix("data.pkl")
+    order = read_member(archive, members[folder + "byteorder"], 16) if folder + "byteorder" in members else b"little"
+    _require_little_endian(order == b"little")
+    data = read_member(archive, members[pickles[0]], LARGEST)
+    pickle_end(data)
+    return data, folder, members, archive
+
+
+def _read_zip(file: IO[bytes], unknown: Unknown) -> tuple[Any, Storages]:
     """The zip layout: `NAME/data.pkl` beside one uncompressed member `NAME/data/KEY` per storage."""
-    with zipfile.ZipFile(file) as archive:
-        members = {info.filename: info for info in archive.infolist()}
-        pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
-        if len(pickles) != 1:
-            raise CheckpointError("a zip archive without data.pkl; expected one written by torch.save")
-        folder = pickles[0].removesuffix("data.pkl")
-        order = archive.read(folder + "byteorder") if folder + "byteorder" in members else b"little"
-        _require_little_endian(order == b"little")
-        with archive.open(pickles[0]) as stream:
-            root = _Unpickler(stream, unknown).load()
+    data, folder, members, archive = _zip_pickle(file)
+    with archive:
+        unpickler = _Unpickler(io.BytesIO(data), unknown)
+        root = unpickler.load()
         mapped = _map(file)
-        prefix = folder + "data/"
-        storages = {
-            name.removeprefix(prefix): _zip_member(archive, info, mapped)
-            for name, info in members.items()
-            if name.startswith(prefix)
+        # Of a recompressed file only what a tensor names is unpacked.
+        return root, {
+            key: _zip_member(archive, members[f"{folder}data/{key}"], mapped)
+            for key in unpickler.keys
+            if f"{folder}data/{key}" in members
         }
-    return root, storages
 
 
 def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, mapped: np.ndarray) -> np.ndarray:
     """The bytes of a member: a view of the map where stored plainly, a copy where someone recompressed the file."""
     if info.compress_type != zipfile.ZIP_STORED:
-        return np.frombuffer(archive.read(info), np.uint8)
+        return np.frombuffer(read_member(archive, info, info.file_size), np.uint8)
     header = mapped[info.header_offset : info.header_offset + 30].tobytes()
     name_length, extra_length = struct.unpack("<HH", header[26:30])
     begin = info.header_offset + 30 + name_length + extra_length
     return _span(mapped, begin, info.file_size)
 
 
-def _read_legacy(file: IO[bytes], unknown: Unknown) -> tuple[Any, dict[str, np.ndarray]]:
+def _read_legacy(file: IO[bytes], unknown: Unknown) -> tuple[Any, Storages]:
     """The stream layout: magic, protocol, system, object, storage keys, then per storage its length and data."""
-    if _Unpickler(file, "refuse").load() != _LEGACY_MAGIC:
+    content, position = _mapped(file), 0
+
+    def following(unpickler: type[_Unpickler], unknown: Unknown) -> _Unpickler:
+        nonlocal position
+        end = pickle_end(content, position)
+        stream, position = io.BytesIO(content[position:end]), end
+        return unpickler(stream, unknown)
+
+    if following(_Unpickler, "refuse").load() != _LEGACY_MAGIC:
         raise CheckpointError("a pickle, but not one of torch.save; expected a torch checkpoint")
-    protocol = _Unpickler(file, "refuse").load()
+    protocol = following(_Unpickler, "refuse").load()
     if protocol != _LEGACY_PROTOCOL:
-        raise CheckpointError(f"torch file protocol {protocol!r}; expected {_LEGACY_PROTOCOL}")
-    _require_little_endian(_Unpickler(file, "refuse").load()["little_endian"])
-    unpickler = _LegacyUnpickler(file, unknown)
+        raise CheckpointError(f"torch file protocol {shown(repr(protocol))}; expected {_LEGACY_PROTOCOL}")
+    _require_little_endian(following(_Unpickler, "refuse").load()["little_endian"])
+    unpickler = following(_Unpickler, unknown)
     root = unpickler.load()
-    keys = _Unpickler(file, "refuse").load()
+    keys = following(_Unpickler, "refuse").load()
     mapped = _map(file)
-    position = file.tell()
     storages: dict[str, np.ndarray] = {}
     for key in keys:
         (count,) = struct.unpack("<q", _span(mapped, position, 8).tobytes())
-        if key not in unpickler.dtypes:
+        if key not in unpickler.keys:
             raise CheckpointError(f"storage {key!r} is listed but no tensor uses it: the file is damaged")
-        size = count * unpickler.dtypes[key].itemsize
+        size = count * unpickler.keys[key].itemsize
         storages[key] = _span(mapped, position + 8, size)
         position += 8 + size
     return root, storages
-
-
-class _LegacyUnpickler(_Unpickler):
-    """Remembers each storage's dtype: the stream gives lengths in elements."""
-
-    def __init__(self, file: IO[bytes], unknown: Unknown) -> None:
-        super().__init__(file, unknown)
-        self.dtypes: dict[str, np.dtype] = {}
-
-    def persistent_load(self, pid: Any) -> StorageRef:
-        ref = super().persistent_load(pid)
-        self.dtypes[ref.key] = ref.dtype
-        return ref
 
 
 def _require_little_endian(little: bool) -> None:
@@ -241,9 +287,13 @@ def _require_little_endian(little: bool) -> None:
         raise CheckpointError("written on a big-endian machine; expected little-endian. Save it again there as such")
 
 
+def _mapped(file: IO[bytes]) -> mmap.mmap:
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
 def _map(file: IO[bytes]) -> np.ndarray:
     """The whole file as read-only bytes; the map lives as long as an array that views it."""
-    return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    return np.frombuffer(_mapped(file), np.uint8)
 
 
 def _span(mapped: np.ndarray, begin: int, size: int) -> np.ndarray:
@@ -253,26 +303,75 @@ def _span(mapped: np.ndarray, begin: int, size: int) -> np.ndarray:
     return mapped[begin : begin + size]
 
 
-def _materialise(value: Any, storages: dict[str, np.ndarray], seen: set[int]) -> Any:
-    """Replace tensor references by arrays; dicts and lists are changed in place, which also ends cycles."""
-    if isinstance(value, TensorRef):
-        return _tensor(value, storages)
-    if isinstance(value, StorageRef):
-        return _storage(value, storages)
-    if isinstance(value, DTypeRef):
-        return value.dtype
-    if isinstance(value, tuple):
-        return tuple(_materialise(item, storages, seen) for item in value)
-    if isinstance(value, dict | list) and id(value) not in seen:
-        seen.add(id(value))
+class _Contents:
+    """Replaces tensor references by arrays; dicts and lists are changed in place.
+
+    Args:
+        storages: the bytes of the file by key.
+        largest: bytes that all tensors may have together.
+    """
+
+    def __init__(self, storages: Storages, largest: int):
+        self._storages, self._left, self._largest = storages, largest, largest
+        self._made: dict[int, tuple[Any, Any, int]] = {}
+        """id -> the object, which stays alive so that no other has its id, what became of it, and its objects."""
+        self._open: set[int] = set()
+
+    def materialise(self, value: Any) -> Any:
+        """What a value becomes.
+
+        Raises:
+            CheckpointError: a tensor that cannot be, tensors of more bytes than the file can account for, or
+                containers that are too deep, too many, or hold themselves.
+        """
+        return self._visit(value, 0)[0]
+
+    def _visit(self, value: Any, depth: int) -> tuple[Any, int]:
+        """(what it becomes, the objects in it)."""
+        if isinstance(value, TensorRef):
+            self._left -= math.prod(value.shape) * value.dtype.itemsize
+            if self._left < 0:
+                raise CheckpointError(
+                    f"its tensors have more than {self._largest} bytes, far more than the file: views that repeat their "
+                    "storage. It is damaged or was made to do harm"
+                )
+            return _tensor(value, self._storages), 1
+        if isinstance(value, StorageRef):
+            return _storage(value, self._storages), 1
+        if isinstance(value, DTypeRef):
+            return value.dtype, 1
+        if not isinstance(value, tuple | dict | list):
+            return value, 1
+        if id(value) in self._open:
+            raise CheckpointError("a container holds itself; expected the plain content of a checkpoint")
+        if depth >= DEEPEST:
+            raise CheckpointError(f"containers are nested more than {DEEPEST} deep; expected those of a checkpoint")
+        if id(value) not in self._made:
+            self._open.add(id(value))
+            self._made[id(value)] = (value, *self._container(value, depth))
+            self._open.remove(id(value))
+        return self._made[id(value)][1:]
+
+    def _container(self, value: tuple[Any, ...] | dict[Any, Any] | list[Any], depth: int) -> tuple[Any, int]:
+        objects = 1
         if isinstance(value, OrderedDict):
             vars(value).clear()  # torch's _metadata; attributes from a file could also hide methods
+        items: list[Any] = []
         for key in value if isinstance(value, dict) else range(len(value)):
-            value[key] = _materialise(value[key], storages, seen)
-    return value
+            made, count = self._visit(value[key], depth + 1)
+            objects += count
+            if objects > MOST_OBJECTS:
+                raise CheckpointError(
+                    f"containers hold more than {MOST_OBJECTS} objects, shared ones counted each time"
+                )
+            if isinstance(value, tuple):
+                items.append(made)
+            else:
+                value[key] = made
+        return (tuple(items) if isinstance(value, tuple) else value), objects
 
 
-def _storage(ref: StorageRef, storages: dict[str, np.ndarray]) -> np.ndarray:
+def _storage(ref: StorageRef, storages: Storages) -> np.ndarray:
     """The elements of a storage, 1-D."""
     if ref.key not in storages:
         raise CheckpointError(f"storage {ref.key!r} is missing from the file: it is damaged")
@@ -281,7 +380,7 @@ def _storage(ref: StorageRef, storages: dict[str, np.ndarray]) -> np.ndarray:
     return np.require(_span(storages[ref.key], begin, size).view(ref.dtype), requirements="A")
 
 
-def _tensor(ref: TensorRef, storages: dict[str, np.ndarray]) -> np.ndarray:
+def _tensor(ref: TensorRef, storages: Storages) -> np.ndarray:
     """The strided view a tensor is, checked to stay inside its storage (as_strided would read beyond)."""
     flat = _storage(ref.storage, storages)
     if ref.dtype != flat.dtype:
