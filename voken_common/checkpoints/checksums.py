@@ -13,6 +13,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import stat
 import sys
 import zipfile
 import zlib
@@ -23,6 +24,10 @@ from typing import IO, Any, NamedTuple
 from tqdm import tqdm
 
 from voken_common.atomic_write import replacing
+from voken_common.untrusted.archives import open_zip
+from voken_common.untrusted.files import open_descriptor, read_bytes
+from voken_common.untrusted.json_text import loads
+from voken_common.untrusted.text import shown
 
 FILE = "checksums.json"
 FORMAT = 1
@@ -48,7 +53,7 @@ Arrays = Mapping[str, Iterable[Extent]]
 
 def crc32_of(path: Path, told: Callable[[int], object] = lambda _: None) -> int:
     """CRC-32 of a whole file; `told` hears of every block of bytes."""
-    with path.open("rb", buffering=0) as file:
+    with os.fdopen(open_descriptor(path), "rb", buffering=0) as file:
         return _crc32(file, None, 0, told)
 
 
@@ -83,7 +88,7 @@ def crc32_of_extents(folder: Path, extents: Iterable[Extent]) -> int:
     for extent in extents:
         value = zlib.crc32(extent.inline, value)
         if extent.file:
-            with (folder / extent.file).open("rb", buffering=0) as file:
+            with os.fdopen(open_descriptor(folder / extent.file), "rb", buffering=0) as file:
                 file.seek(extent.offset)
                 value = _crc32(file, extent.length, value)
     return value
@@ -189,7 +194,8 @@ def zip_problems(path: Path, contents: Callable[[], Mapping[str, str]] | None = 
     try:
         size = path.stat().st_size
         with (
-            zipfile.ZipFile(path) as archive,
+            path.open("rb") as file,
+            open_zip(file) as archive,
             _progress(path.name, size) as bar,
         ):
             bad = [info.filename for info in archive.infolist() if not _reads(archive, info, bar.update)]
@@ -222,15 +228,31 @@ def _read(folder: Path) -> dict[str, Any]:
         ValueError: it is missing, damaged, or of another format.
     """
     try:
-        content = json.loads((folder / FILE).read_bytes())
+        content = loads(read_bytes(folder / FILE))
         own = content.pop("crc32")
         if own != _own_sum(content):
             raise ValueError("it does not have its own checksum")
         if content["format"] != FORMAT:
             raise ValueError(f"it has format {content['format']}, this version reads {FORMAT}")
+        for name, entry in content["files"].items():
+            _require_inside(folder, name)
+            if not all(type(entry[key]) is int and entry[key] >= 0 for key in ("size", "crc32")):
+                raise ValueError(f"it says {shown(entry)} of {shown(name)}")
+        if not isinstance(content["arrays"], dict):
+            raise ValueError("it lists no arrays")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{FILE} cannot be used ({type(error).__name__}: {error})") from error
     return dict(content)
+
+
+def _require_inside(folder: Path, name: str) -> None:
+    """Raise ValueError at a name that is none of a file in a step: whose checksums are read may be a stranger's."""
+    parts = name.split("/")
+    if "" in parts or ".." in parts or "." in parts or "\0" in name or "\\" in name:
+        raise ValueError(f"it names {shown(name)}, which is not in the step")
+    for depth in range(1, len(parts) + 1):
+        if folder.joinpath(*parts[:depth]).is_symlink():
+            raise ValueError(f"{shown(name)} is, or lies behind, a link")
 
 
 def _own_sum(content: Mapping[str, Any]) -> int:
@@ -247,9 +269,12 @@ def _chosen(content: Mapping[str, Any], items: Iterable[str] | None) -> list[str
 def _size_problem(folder: Path, content: Mapping[str, Any], name: str) -> str:
     expected = content["files"][name]["size"]
     try:
-        found = os.stat(folder / name).st_size
+        status = os.lstat(folder / name)
     except OSError as error:
         return f"{name} is not there ({error.strerror})"
+    if not stat.S_ISREG(status.st_mode):
+        return f"{name} is no regular file"
+    found = status.st_size
     return "" if found == expected else f"{name} has {found} bytes, {expected} were written"
 
 

@@ -32,7 +32,7 @@ import numpy as np
 from voken_common.checkpoints.torch_globals import DTypeRef, StorageRef, TensorRef, find_global, storage_from_id
 from voken_common.errors import CheckpointError
 from voken_common.untrusted.archives import open_zip, read_member
-from voken_common.untrusted.pickles import LARGEST, pickle_end
+from voken_common.untrusted.pickles import LARGEST, PickleLimitError, pickle_end
 from voken_common.untrusted.text import shown
 
 Unknown = Literal["refuse", "inert"]
@@ -116,6 +116,11 @@ def _opened(path: str | Path) -> Iterator[IO[bytes]]:
     with path.open("rb") as file:
         try:
             yield file
+        except PickleLimitError as error:
+            raise PickleLimitError(
+                f"{path} is not a torch checkpoint, or it is damaged or was made to do harm "
+                f"({path.stat().st_size} bytes): {error}"
+            ) from error
         except CheckpointError as error:
             raise type(error)(f"{path}: {error}") from error
         except _DAMAGE as error:
@@ -332,8 +337,8 @@ class _Contents:
             self._left -= math.prod(value.shape) * value.dtype.itemsize
             if self._left < 0:
                 raise CheckpointError(
-                    f"its tensors have more than {self._largest} bytes, far more than the file: views that repeat their "
-                    "storage. It is damaged or was made to do harm"
+                    f"its tensors have more than {self._largest} bytes, far more than the file, by views that repeat what "
+                    "is stored. It is damaged or was made to do harm"
                 )
             return _tensor(value, self._storages), 1
         if isinstance(value, StorageRef):
@@ -362,7 +367,7 @@ class _Contents:
             objects += count
             if objects > MOST_OBJECTS:
                 raise CheckpointError(
-                    f"containers hold more than {MOST_OBJECTS} objects, shared ones counted each time"
+                    f"containers hold more than {MOST_OBJECTS} objects, shared ones each time"
                 )
             if isinstance(value, tuple):
                 items.append(made)

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ValidationError
 from voken_common.config.generator import GeneratorConfig
 from voken_common.config.tokenizer import Config
 from voken_common.errors import UserError
+from voken_common.untrusted.json_text import loads
 
 AnyConfig = Config | GeneratorConfig
 _KINDS: dict[str, type[Config] | type[GeneratorConfig]] = {"tokenizer": Config, "generator": GeneratorConfig}
@@ -180,7 +181,7 @@ def to_yaml(config: AnyConfig) -> str:
 
 def from_json(text: str, origin: str) -> AnyConfig:
     """Read a resolved configuration back, for example from a checkpoint."""
-    return validate_any(json.loads(text), origin)
+    return validate_any(loads(text), origin)
 
 
 def with_overrides(config: Config, overrides: Iterable[str]) -> Config:

@@ -1,9 +1,9 @@
 """Pickles of others: walked once without building anything, so that reading them is cheap and shallow.
 
-A pickle of a few kilobytes can make its reader nest tuples until the interpreter crashes, double them until a hash takes
-years, or address a memo of gigabytes. The walk here runs over the instructions with two numbers in place of every
-object, how deep it is and how many objects hashing it visits, and refuses what no checkpoint needs. It has no recursion,
-its time is linear in the number of instructions, and it bounds that number.
+A pickle of a few kilobytes can make its reader nest tuples until the interpreter crashes, double them until a hash
+takes years, or address a memo of gigabytes. The walk here runs over the instructions with two numbers in place of every
+object, how deep it is and how many objects hashing it visits, and refuses what no checkpoint needs. It has no
+recursion, its time is linear in the number of instructions, and it bounds that number.
 """
 
 from __future__ import annotations
@@ -226,6 +226,4 @@ class _Walk:
         self._position += size
 
     def _refuse(self, reason: str) -> NoReturn:
-        raise PickleLimitError(
-            f"its pickle is refused at byte {self._position}: {reason}. It is damaged or was made to do harm"
-        )
+        raise PickleLimitError(f"its pickle is refused at byte {self._position}: {reason}")

@@ -36,7 +36,8 @@ from voken_common.checkpoints.steps import (
 from voken_common.config.generator import GeneratorCheckpointConfig
 from voken_common.config.loading import AnyConfig
 from voken_common.config.tokenizer import CheckpointConfig
-from voken_common.errors import CheckpointError
+from voken_common.errors import CheckpointError, RefusedError
+from voken_common.untrusted.pickles import PickleLimitError
 from voken_torch.parallel.sharding import gather_objects, gathered, process_index
 
 FORMAT = "voken"
@@ -163,11 +164,19 @@ def file_problems(path: Path) -> list[str]:
     found = zip_problems(path, lambda: torch_pickle.storage_names(path))
     if not found:
         try:
+            torch_pickle.require_bounded(path)
             # torch and the standard library do not see the same damage to an archive's table of contents.
             torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except _UNREADABLE as error:
-            found = [f"{path.name} cannot be read ({str(error).partition(chr(10))[0][:200]})"]
+            found = [f"{path.name} cannot be read ({_reason(error)[:200]})"]
     return found
+
+
+def _reason(error: Exception) -> str:
+    """What torch says, without its advice to load the file by running what is in it."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds objects that are neither tensors nor plain values; nothing of it was run"
+    return str(error).partition("\n")[0]
 
 
 def find_step(checkpoint: str | Path, step: Step = "latest", *, verify: bool = True) -> Path:
@@ -206,10 +215,12 @@ def read(path: Path) -> dict[str, Any]:
         CheckpointError: not such a file, or damaged.
     """
     try:
+        torch_pickle.require_bounded(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RefusedError, PickleLimitError):
+        raise
     except _UNREADABLE as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path} cannot be read ({reason}); it is damaged or no checkpoint") from error
+        raise CheckpointError(f"{path} cannot be read ({_reason(error)}); it is damaged or no checkpoint") from error
     return _checked(content, path)
 
 
