@@ -16,11 +16,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from voken_common.atomic_write import open_own
 from voken_common.errors import WorkdirError
+from voken_common.untrusted.json_text import loads
 
 logger = logging.getLogger("voken")
 
 FILE = "run.lock"
+_LONGEST = 1 << 16
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
@@ -47,7 +50,7 @@ class RunLock:
         path = self._workdir / FILE
         try:
             self._workdir.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "a+", encoding="utf-8")
+            self._file = os.fdopen(open_own(path, os.O_RDWR | os.O_APPEND), "a+", encoding="utf-8")
         except OSError as error:
             raise WorkdirError(_unwritable(self._workdir, error)) from error
         try:
@@ -119,7 +122,7 @@ def _holder(file: IO[str]) -> str:
     """Who holds the lock, in words."""
     try:
         file.seek(0)
-        values: dict[str, Any] = json.loads(file.read())
+        values: dict[str, Any] = loads(file.read(_LONGEST))
         text = f"process {values['pid']} on {values['host']}, started {values['started']}: {values['command']}"
         here = values["host"] == socket.gethostname()
         if here and not Path("/proc", str(values["pid"])).exists() and Path("/proc").is_dir():

@@ -32,7 +32,8 @@ import numpy as np
 from voken_common.checkpoints.torch_globals import DTypeRef, StorageRef, TensorRef, find_global, storage_from_id
 from voken_common.errors import CheckpointError
 from voken_common.untrusted.archives import open_zip, read_member
-from voken_common.untrusted.pickles import LARGEST, PickleLimitError, pickle_end
+from voken_common.untrusted.limits import LimitError
+from voken_common.untrusted.pickles import LARGEST, pickle_end
 from voken_common.untrusted.text import shown
 
 Unknown = Literal["refuse", "inert"]
@@ -116,8 +117,8 @@ def _opened(path: str | Path) -> Iterator[IO[bytes]]:
     with path.open("rb") as file:
         try:
             yield file
-        except PickleLimitError as error:
-            raise PickleLimitError(
+        except LimitError as error:
+            raise CheckpointError(
                 f"{path} is not a torch checkpoint, or it is damaged or was made to do harm "
                 f"({path.stat().st_size} bytes): {error}"
             ) from error
@@ -366,9 +367,7 @@ class _Contents:
             made, count = self._visit(value[key], depth + 1)
             objects += count
             if objects > MOST_OBJECTS:
-                raise CheckpointError(
-                    f"containers hold more than {MOST_OBJECTS} objects, shared ones each time"
-                )
+                raise CheckpointError(f"containers hold more than {MOST_OBJECTS} objects, shared ones each time")
             if isinstance(value, tuple):
                 items.append(made)
             else:

@@ -19,6 +19,8 @@ from voken_common.config.generator import GeneratorConfig
 from voken_common.config.sampling import Sampling
 from voken_common.sampling.npz import NpzWriter
 from voken_common.sampling.requests import check_sampling, preset, seed_of
+from voken_common.untrusted.files import read_bytes
+from voken_common.untrusted.json_text import loads
 from voken_common.visual import grid, save_png
 
 GRID_COLUMNS, GRID_ROWS = 16, 32
@@ -186,7 +188,7 @@ class Job:
         settings = json.loads(json.dumps(self.settings()))
         for key in ("classes", "num_per_class"):
             del settings[key]
-        found = json.loads(file.read_text()) if file.is_file() else settings
+        found = loads(read_bytes(file)) if file.is_file() else settings
         changed = sorted(key for key in settings if found.get(key) != settings[key])
         if changed:
             raise ValueError(

@@ -20,6 +20,8 @@ from jaxtyping import Int, UInt8
 from voken_common.atomic_write import replacing
 from voken_common.checkpoints.lock import RunLock
 from voken_common.errors import WorkdirError
+from voken_common.untrusted.files import read_bytes
+from voken_common.untrusted.json_text import loads
 
 NAME = "arr_0.npy"
 _RECORD = "settings.json"
@@ -153,7 +155,7 @@ class NpzWriter:
         for place, record in places:
             if not place.exists() or (place == self._parts and not record.exists()):
                 continue
-            found = json.loads(record.read_text()) if record.is_file() else {}
+            found = loads(read_bytes(record)) if record.is_file() else {}
             changed = sorted(key for key in {*found, *self._settings} if found.get(key) != self._settings.get(key))
             if changed:
                 key = changed[0]

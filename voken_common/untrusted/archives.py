@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
-from voken_common.errors import CheckpointError
+from voken_common.untrusted.limits import LimitError
 from voken_common.untrusted.text import shown
 
 LARGEST_DIRECTORY = 16 << 20
@@ -30,7 +30,7 @@ def open_zip(file: IO[bytes]) -> zipfile.ZipFile:
         file: a regular file from its beginning.
 
     Raises:
-        CheckpointError: it could unpack to more, or its table of contents is too large.
+        LimitError: it could unpack to more, or its table of contents is too large.
         zipfile.BadZipFile, OSError: it is no archive, or cannot be read.
     """
     size = os.fstat(file.fileno()).st_size
@@ -39,7 +39,7 @@ def open_zip(file: IO[bytes]) -> zipfile.ZipFile:
     unpacked = sum(info.file_size for info in archive.infolist())
     if unpacked > ALLOWANCE + RATIO * size:
         archive.close()
-        raise CheckpointError(
+        raise LimitError(
             f"an archive of {size} bytes that says it unpacks to {unpacked}; expected at most "
             f"{ALLOWANCE + RATIO * size}. It is damaged or was made to do harm"
         )
@@ -55,17 +55,17 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, largest: int) -
         largest: bytes that it may have.
 
     Raises:
-        CheckpointError: it has more.
+        LimitError: it has more.
     """
     with archive.open(info) as member:
         data = member.read(largest + 1)
     if len(data) > largest:
-        raise CheckpointError(f"{shown(info.filename)} in it has more than {largest} bytes, the most that are expected")
+        raise LimitError(f"{shown(info.filename)} in it has more than {largest} bytes, the most that are expected")
     return data
 
 
 def require_modest(path: str | Path) -> None:
-    """`open_zip` without reading: raise CheckpointError for an archive that would unpack to far more than it is."""
+    """`open_zip` without reading: raise LimitError for an archive that would unpack to far more than it is."""
     with open(path, "rb") as file:
         open_zip(file).close()
 
@@ -88,4 +88,4 @@ def _require_small_directory(file: IO[bytes], size: int) -> None:
             file.seek(0)
             directory = max(directory if directory != 0xFFFFFFFF else 0, wide[8])
     if directory > LARGEST_DIRECTORY:
-        raise CheckpointError(f"an archive with a table of contents of {directory} bytes; expected a checkpoint's")
+        raise LimitError(f"an archive with a table of contents of {directory} bytes; expected a checkpoint's")

@@ -19,7 +19,7 @@ class JSONTextError(ValueError):
     """Text that is no JSON, or more than its reader takes."""
 
 
-def loads(text: str | bytes) -> Any:
+def loads(text: str | bytes, *, non_finite: bool = False) -> Any:
     """Read JSON.
 
     Objects and lists may be nested `DEEPEST` deep, numbers have `LONGEST_NUMBER` characters; a key may come once per
@@ -27,6 +27,7 @@ def loads(text: str | bytes) -> Any:
 
     Args:
         text: of the file; bytes are UTF-8.
+        non_finite: let NaN and Infinity pass, which `json` writes for metrics; their reader checks what must be finite.
 
     Raises:
         JSONTextError: it is not such text; the message says why.
@@ -36,7 +37,11 @@ def loads(text: str | bytes) -> Any:
             text = text.decode("utf-8")
         _require_shallow(text)
         return json.loads(
-            text, parse_int=_integer, parse_float=_real, parse_constant=_refuse, object_pairs_hook=_once_each
+            text,
+            parse_int=_integer,
+            parse_float=_real,
+            parse_constant=float if non_finite else _refuse,
+            object_pairs_hook=_once_each,
         )
     except JSONTextError:
         raise

@@ -12,7 +12,7 @@ import mmap
 import pickletools
 from typing import NoReturn
 
-from voken_common.errors import CheckpointError
+from voken_common.untrusted.limits import LimitError
 
 LARGEST = 64 << 20
 """Bytes of one pickle; the tensors of a checkpoint lie beside it. Tens of thousands of tensors take ten million."""
@@ -49,10 +49,6 @@ _FILLS_TO_MARK = frozenset("eu\x90")
 _NAMES = {opcode.code: opcode.name for opcode in pickletools.opcodes}
 
 
-class PickleLimitError(CheckpointError):
-    """A pickle that is damaged, or made to exhaust its reader."""
-
-
 def pickle_end(data: bytes | mmap.mmap, start: int = 0) -> int:
     """Walk one pickle and return where it ends.
 
@@ -61,7 +57,7 @@ def pickle_end(data: bytes | mmap.mmap, start: int = 0) -> int:
         start: where it begins.
 
     Raises:
-        PickleLimitError: an instruction that there is not, or that no checkpoint needs; or more than the limits above.
+        LimitError: an instruction that there is not, or that no checkpoint needs; or more than the limits above.
     """
     return _Walk(data, start).run()
 
@@ -226,4 +222,4 @@ class _Walk:
         self._position += size
 
     def _refuse(self, reason: str) -> NoReturn:
-        raise PickleLimitError(f"its pickle is refused at byte {self._position}: {reason}")
+        raise LimitError(f"its pickle is refused at byte {self._position}: {reason}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +15,8 @@ from orbax.checkpoint._src.path import atomicity
 
 from voken_common.checkpoints import checksums as integrity
 from voken_common.checkpoints.steps import ITEMS, Weights
+from voken_common.untrusted.files import read_bytes
+from voken_common.untrusted.json_text import loads
 from voken_jax.checkpoints.ocdbt import stored_arrays
 
 _STILL_CHANGING = ("_CHECKPOINT_METADATA", "commit_success.txt")
@@ -99,7 +100,7 @@ def visible_problems(step_folder: Path) -> list[str]:
 
 def _missing_checksums(step_folder: Path) -> list[str]:
     try:
-        config = json.loads((step_folder / "meta" / "metadata").read_bytes())["config"]
+        config = loads(read_bytes(step_folder / "meta" / "metadata"), non_finite=True)["config"]
         expected = config["checkpoint"].get("checksums", False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"meta/metadata cannot be read ({type(error).__name__}: {error})"]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -41,6 +40,8 @@ from voken_common.config.generator import GeneratorCheckpointConfig
 from voken_common.config.loading import AnyConfig
 from voken_common.config.tokenizer import CheckpointConfig
 from voken_common.errors import CheckpointError
+from voken_common.untrusted.files import read_bytes
+from voken_common.untrusted.json_text import loads
 from voken_jax.checkpoints.checksums import needed_items, step_path, step_problems, visible_problems
 from voken_jax.checkpoints.orbax_messages import hush
 from voken_jax.parallel.distributed import gather_objects
@@ -252,7 +253,7 @@ def read_meta(step_folder: Path) -> Meta:
     """Configuration, step and metrics of a step folder."""
     file = step_folder / "meta" / "metadata"
     try:
-        values = json.loads(file.read_text())
+        values = loads(read_bytes(file), non_finite=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}); the step is damaged, use another one") from error
     return Meta.from_dict(values, origin=str(file))
@@ -262,7 +263,7 @@ def read_data(step_folder: Path) -> dict[str, Any] | None:
     """Position in the data that a step was saved at; the same in the file of every process. None: for inference."""
     files = sorted((step_folder / DATA_FILE).parent.glob("process_*.json"))
     try:
-        return json.loads(files[0].read_text()) if files else None
+        return loads(read_bytes(files[0]), non_finite=True) if files else None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{files[0]} cannot be read ({error}); the step is damaged, use another one") from error
 

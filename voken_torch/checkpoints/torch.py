@@ -36,8 +36,7 @@ from voken_common.checkpoints.steps import (
 from voken_common.config.generator import GeneratorCheckpointConfig
 from voken_common.config.loading import AnyConfig
 from voken_common.config.tokenizer import CheckpointConfig
-from voken_common.errors import CheckpointError, RefusedError
-from voken_common.untrusted.pickles import PickleLimitError
+from voken_common.errors import CheckpointError
 from voken_torch.parallel.sharding import gather_objects, gathered, process_index
 
 FORMAT = "voken"
@@ -217,7 +216,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         torch_pickle.require_bounded(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RefusedError, PickleLimitError):
+    except CheckpointError:
         raise
     except _UNREADABLE as error:
         raise CheckpointError(f"{path} cannot be read ({_reason(error)}); it is damaged or no checkpoint") from error

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from voken_common.checkpoints.steps import Meta, Weights, listed
 from voken_common.errors import CheckpointError, DamagedError
+from voken_common.untrusted.json_text import loads
 
 META_KEY = "voken"
 WEIGHTS_KEY = "weights"
@@ -168,7 +169,7 @@ def _has_checksums(metadata: Mapping[str, str], path: Path) -> bool:
     if CHECKSUMS_KEY in metadata:
         return META_KEY in metadata or f'"{_ABOUT}"' in metadata[CHECKSUMS_KEY]
     try:
-        about = json.loads(metadata.get(META_KEY, "{}"))
+        about = loads(metadata.get(META_KEY, "{}"), non_finite=True)
     except ValueError:
         about = None
     if not isinstance(about, dict) or _EXPECTED in about:
@@ -179,7 +180,7 @@ def _has_checksums(metadata: Mapping[str, str], path: Path) -> bool:
 def _verify(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], path: Path) -> None:
     """Raise DamagedError, which names the tensors, unless all bytes are those that were written."""
     try:
-        expected = dict(json.loads(metadata[CHECKSUMS_KEY]))
+        expected = dict(loads(metadata[CHECKSUMS_KEY]))
     except (ValueError, TypeError) as error:
         raise DamagedError(f"{path} is damaged: its checksums cannot be read ({error}). {_ADVICE}") from error
     found = _checksums(arrays, metadata)
@@ -217,7 +218,7 @@ def read_metadata(metadata: Mapping[str, str], origin: str) -> tuple[Meta | None
     label = metadata.get(WEIGHTS_KEY)
     weights: Weights | None = "ema" if label == "ema" else "raw" if label == "raw" else None
     try:
-        about = json.loads(metadata[META_KEY])
+        about = loads(metadata[META_KEY], non_finite=True)
     except ValueError as error:
         raise CheckpointError(f"{origin}: the configuration in its metadata cannot be read ({error})") from error
     return Meta.from_dict(about, origin), weights

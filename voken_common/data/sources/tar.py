@@ -16,6 +16,8 @@ from voken_common.data.sources.base import ImageSource, Share
 from voken_common.data.storage.files import is_url
 from voken_common.data.tar.check import sample_key
 from voken_common.data.tar.index import TarIndex
+from voken_common.untrusted.files import LARGEST_LIST, read_bytes
+from voken_common.untrusted.json_text import loads
 
 
 class TarSet:
@@ -119,7 +121,7 @@ def _opened(config: TarConfig) -> TarSource:
 def _kept(index: TarIndex, path: str) -> Int64[np.ndarray, " n"]:
     """Numbers of the images that a filter-keys file does not name, by member name or by sample; exactly."""
     try:
-        values = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        values = loads(read_bytes(Path(path).expanduser(), LARGEST_LIST))
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read the filter-keys file {path}: {error}") from error
     lists = list(values.values()) if isinstance(values, dict) else [None]

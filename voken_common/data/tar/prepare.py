@@ -34,6 +34,8 @@ from voken_common.data.storage.retry import Patience, reason
 from voken_common.data.tar.check import IMAGE_KEYS, CheckOptions, TarReport, check_tar
 from voken_common.data.tar.index import INDEX_SUFFIX, IndexColumns, IndexedTar
 from voken_common.data.workers import initialize_worker
+from voken_common.untrusted.files import LARGEST_LIST, read_bytes
+from voken_common.untrusted.json_text import loads
 from voken_common.untrusted.text import say
 
 _PART_VERSION = 2
@@ -152,7 +154,7 @@ def _part(report: TarReport, options: CheckOptions) -> dict[str, Any]:
 def _is_finished(part: Path, path: str, info: storage.FileInfo, options: CheckOptions) -> bool:
     """True if an earlier run has checked this tar, unchanged since, with these options."""
     try:
-        values = json.loads(part.read_text(encoding="utf-8"))
+        values = loads(read_bytes(part, LARGEST_LIST))
         if values["version"] != _PART_VERSION or values["options"] != dataclasses.asdict(options):
             return False
         return TarReport.from_json(values["report"]).fingerprint.change(path, info) is None
@@ -174,7 +176,7 @@ def _write_outputs(
         # One part at a time: all of them together may be larger than memory.
         nonlocal images, example
         for name, part in parts.items():
-            report = TarReport.from_json(json.loads(part.read_text(encoding="utf-8"))["report"])
+            report = TarReport.from_json(loads(read_bytes(part, LARGEST_LIST))["report"])
             images += len(report.good) + len(report.bad)
             if report.bad:
                 bad[name] = report.bad
