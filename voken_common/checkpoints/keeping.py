@@ -133,7 +133,7 @@ class RunSteps:
             return
         places = self._files.steps_in(self._folder)
         # What could not be removed whole before is tried again.
-        begun = sorted(self._folder.glob(f"*{_DROPPED}"))
+        begun = sorted(path for path in self._folder.glob(f"*{_DROPPED}") if path.name.partition(".")[0].isdecimal())
         for place in begun + [places[step] for step in self._droppable(places)]:
             # One that stays must not keep the others.
             try:
@@ -198,6 +198,11 @@ class RunSteps:
 
     def _clear(self) -> None:
         assert self._found is not None
+        if self._folder.is_symlink():
+            raise CheckpointError(
+                f"{self._folder} is a link, and a run would write and delete where it leads: name the work directory "
+                "that is meant with --workdir"
+            )
         remove_half_written(self._folder)
         places = self._files.steps_in(self._folder)
         set_aside(self._folder.parent, [places[step] for step in self._found[1]])
@@ -208,7 +213,7 @@ def _remove(place: Path) -> None:
 
     A run that is killed meanwhile leaves no part of it under its name.
     """
-    if not place.is_dir():
+    if not place.is_dir() or place.is_symlink():
         place.unlink()
         return
     gone = place

@@ -11,11 +11,13 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from voken_common.atomic_write import is_partial
 from voken_common.config.differences import changed_keys
 from voken_common.config.generator import GeneratorCheckpointConfig, GeneratorConfig
 from voken_common.config.loading import AnyConfig, from_json
@@ -27,6 +29,8 @@ __all__ = ["FOLDER", "LAYOUT", "CheckpointError", "Meta", "Step", "Weights", "ch
 logger = logging.getLogger("voken")
 
 FOLDER = "checkpoints"
+_BEGUN = re.compile(r"\d+\.orbax-checkpoint-tmp.*|\d+(\.pt)?\.dropped\.part")
+"""Folders of steps that were being written or removed."""
 ASIDE = "damaged_checkpoints"
 """Where a run that continues puts the damaged steps it passed over."""
 LAYOUT = 1
@@ -245,14 +249,18 @@ def set_aside(workdir: Path, places: Iterable[Path]) -> None:
 
 
 def remove_half_written(folder: Path) -> None:
-    """Remove what a run that was killed had begun to write; only for the one run that holds the directory."""
-    for pattern in ("*.orbax-checkpoint-tmp*", "*.part"):
-        for place in folder.glob(pattern):
-            logger.info("removing %s, which a run that was killed had not finished", place)
-            if place.is_dir():
-                shutil.rmtree(place, ignore_errors=True)
-            else:
-                place.unlink(missing_ok=True)
+    """Remove what a run that was killed had begun to write; only for the one run that holds the directory.
+
+    Only names that runs give go, and a link with such a name, not what it leads to.
+    """
+    for place in folder.iterdir() if folder.is_dir() else ():
+        if not (_BEGUN.fullmatch(place.name) or is_partial(place.name)):
+            continue
+        logger.info("removing %s, which a run that was killed had not finished", place)
+        if place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            place.unlink(missing_ok=True)
 
 
 def failed_write(step: int, folder: Path, error: Exception, intact: list[int]) -> CheckpointError:

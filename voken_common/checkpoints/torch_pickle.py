@@ -338,8 +338,8 @@ class _Contents:
             self._left -= math.prod(value.shape) * value.dtype.itemsize
             if self._left < 0:
                 raise CheckpointError(
-                    f"its tensors have more than {self._largest} bytes, far more than the file, by views that repeat what "
-                    "is stored. It is damaged or was made to do harm"
+                    f"its tensors have more than {self._largest} bytes, far more than the file: they repeat what is "
+                    "stored. It is damaged or was made to do harm"
                 )
             return _tensor(value, self._storages), 1
         if isinstance(value, StorageRef):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from voken_common.atomic_write import replacing
+from voken_common.atomic_write import open_own, replacing, require_no_links
 from voken_common.checkpoints.lock import RunLock
 from voken_common.errors import WorkdirError
 from voken_common.untrusted.files import read_bytes
@@ -104,6 +104,9 @@ class NpzWriter:
         Raises:
             WorkdirError: another process works at the same share.
         """
+        require_no_links(self.path.parent, self._parts)
+        for index in range(self._count):
+            require_no_links(self._parts, self._parts / f"process-{index}")
         if self.complete:
             # What a run that was killed between writing the file and tidying up has left.
             shutil.rmtree(self._parts, ignore_errors=True)
@@ -124,7 +127,7 @@ class NpzWriter:
     def _draw_missing(self, draw: Draw, report: Callable[[int], Any]) -> None:
         first, last = self.share
         done = self.done()
-        with open(self._part(self._index), "ab") as file:
+        with os.fdopen(open_own(self._part(self._index), os.O_WRONLY | os.O_APPEND), "ab") as file:
             file.truncate(done * self._image_bytes)
             for start in range(first + done, last, self._batch_size):
                 numbers = self._order[start : min(start + self._batch_size, last)]
@@ -146,7 +149,7 @@ class NpzWriter:
                 header = {"descr": "|u1", "fortran_order": False, "shape": (self.total, *self._shape)}
                 np.lib.format.write_array_header_1_0(member, header)
                 for index in range(self._count):
-                    with open(self._part(index), "rb") as part:
+                    with os.fdopen(open_own(self._part(index), os.O_RDONLY), "rb") as part:
                         shutil.copyfileobj(part, member, _PIECE)
         shutil.rmtree(self._parts, ignore_errors=True)
 

@@ -30,7 +30,7 @@ def loads(text: str | bytes, *, non_finite: bool = False) -> Any:
         non_finite: let NaN and Infinity pass, which `json` writes for metrics; their reader checks what must be finite.
 
     Raises:
-        JSONTextError: it is not such text; the message says why.
+        ValueError: it is not such text; the message says why.
     """
     try:
         if isinstance(text, bytes):
@@ -43,7 +43,7 @@ def loads(text: str | bytes, *, non_finite: bool = False) -> Any:
             parse_constant=float if non_finite else _refuse,
             object_pairs_hook=_once_each,
         )
-    except JSONTextError:
+    except (JSONTextError, json.JSONDecodeError):
         raise
     except (ValueError, RecursionError) as error:
         raise JSONTextError(str(error) or type(error).__name__) from error

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32
 
+from voken_common.atomic_write import is_partial
 from voken_common.config.data import RETRY_SECONDS
 from voken_common.data.errors import DataError, ReadError
 from voken_common.data.labels import numbers_in, warn_unnamed
@@ -59,7 +60,8 @@ class TokenShardWriter:
     def __enter__(self) -> TokenShardWriter:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         for abandoned in self._file.parent.glob(f"{self._file.stem}.*.part"):
-            abandoned.unlink(missing_ok=True)
+            if is_partial(abandoned.name):
+                abandoned.unlink(missing_ok=True)
         self._partial = self._file.with_name(f"{self._file.name}.{uuid.uuid4().hex}.part")
         self._writer = array_record_module().ArrayRecordWriter(str(self._partial), _WRITER_OPTIONS)
         return self
