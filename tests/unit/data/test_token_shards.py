@@ -26,6 +26,7 @@ from voken_common.data.tokens.format import (
 from voken_common.data.tokens.pipeline import build_token_batches, build_token_iterator
 from voken_common.data.tokens.shards import TokenShardSource, TokenShardWriter, write_token_shards
 
+HEX = "0123456789abcdef" * 2
 COUNT = 23
 
 
@@ -129,7 +130,7 @@ def test_an_error_while_writing_leaves_no_shard(tmp_path):
 
 
 def test_what_an_interrupted_writer_left_is_removed(tmp_path):
-    for name in ("shard-00000.array_record.0123.part", "shard-00000.json.0123.part"):
+    for name in (f"shard-00000.array_record.{HEX}.part", f"shard-00000.json.{HEX}.part"):
         (tmp_path / name).write_bytes(b"half")
     with TokenShardWriter(tmp_path, 0, info()) as writer:
         writer.add(next(records()))
