@@ -6,6 +6,7 @@ in [-1, 1]; pictures are uint8 (H, W, 3).
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -88,6 +89,31 @@ def side_by_side(
     return grid(rows, columns=1, gap=3 * GAP)
 
 
+def clip_strips(
+    originals: Num[np.ndarray, "b t h w c"], reconstructions: Num[np.ndarray, "b t h w c"], frames: int = 9
+) -> Picture:
+    """Two rows per clip: frames spread over it, and under each its reconstruction."""
+    _require_pairs(originals, reconstructions, None)
+    shown = np.unique(np.linspace(0, originals.shape[1] - 1, min(frames, originals.shape[1])).round().astype(int))
+    rows = []
+    for original, reconstruction in zip(originals, reconstructions, strict=True):
+        rows.append(grid([*original[shown], *reconstruction[shown]], columns=len(shown)))
+    return grid(rows, columns=1, gap=3 * GAP)
+
+
+def clip_pairs(
+    originals: Num[np.ndarray, "b t h w c"], reconstructions: Num[np.ndarray, "b t h w c"], columns: int = 4
+) -> UInt8[np.ndarray, "t h w 3"]:
+    """A moving picture: every clip above its reconstruction, `columns` pairs per row; sides are even numbers."""
+    pairs = zip(_by_frame(originals), _by_frame(reconstructions), strict=True)
+    moving = np.stack([reconstruction_grid(above, below, columns) for above, below in pairs])
+    return np.pad(moving, ((0, 0), (0, moving.shape[1] % 2), (0, moving.shape[2] % 2), (0, 0)), mode="edge")
+
+
+def _by_frame(clips: Num[np.ndarray, "b t h w c"]) -> Num[np.ndarray, "t b h w c"]:
+    return np.moveaxis(np.asarray(clips), 1, 0)
+
+
 def class_wall(
     names: Sequence[str],
     originals: Sequence[Num[np.ndarray, "h w c"]] | Num[np.ndarray, "n h w c"],
@@ -160,6 +186,14 @@ def codebook_usage_plot(counts: Int[np.ndarray, " k"], width: int = 640, height:
     draw.line([(left, bottom), (right, bottom)], fill=_INK)
     draw.text((left, bottom + _MARGIN), "codes, most frequent first", fill=_INK, font=font)
     return np.asarray(picture)
+
+
+def gif(frames: UInt8[np.ndarray, "t h w 3"], rate: float) -> bytes:
+    """An animated GIF of `rate` frames per second that starts again at its end."""
+    pictures = [Image.fromarray(frame) for frame in frames]
+    file = io.BytesIO()
+    pictures[0].save(file, format="GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / rate), loop=0)
+    return file.getvalue()
 
 
 def save_png(path: str | Path, picture: Num[np.ndarray, "h w c"], *, below: str | Path | None = None) -> Path:

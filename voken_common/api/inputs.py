@@ -26,7 +26,7 @@ class Given(NamedTuple):
     """What a caller gave, as a batch.
 
     Attributes:
-        array: images (B, H, W, C) in [-1, 1], or ids (B, h, w).
+        array: images (B, H, W, C) or clips (B, T, H, W, C) in [-1, 1], or ids (B, h, w) or (B, t, h, w).
         single: it was one, and one is expected back.
     """
 
@@ -34,31 +34,39 @@ class Given(NamedTuple):
     single: bool
 
 
-def to_images(images: Any, channels: int = 3) -> Given:
+def to_images(images: Any, channels: int = 3, axes: int = 2) -> Given:
     """Images as floats in [-1, 1], channels last, always a batch.
 
     Args:
         images: see the top of this file; bytes (uint8) become x / 127.5 - 1, floats are taken as they are.
         channels: of the tokenizer's images.
+        axes: 2 of images (H, W), 3 of clips (T, H, W), which come as arrays alone.
 
     Raises:
         UserError: another shape or type, values outside [-1, 1], NaN, or images of several sizes.
         ImageDecodeError: a file that is not there or cannot be decoded.
     """
+    if axes == 3 and (isinstance(images, (str, os.PathLike, bytes)) or not _rank(images)):
+        raise UserError(
+            f"a video tokenizer takes arrays (T, H, W, {channels}) or (B, T, H, W, {channels}), found "
+            f"{type(images).__name__}; files go through `voken reconstruct` and `voken encode`"
+        )
     if isinstance(images, (list, tuple)):
         return Given(_stacked(images, channels), single=False)
     if isinstance(images, (str, os.PathLike, bytes, Image.Image)):
         return Given(_pixels_of(images, channels)[None], single=True)
     array, first = as_numpy(images), is_torch(images)
-    single = array.ndim == 3
+    single = array.ndim == axes + 1
     array = array[None] if single else array
-    check_shape(array.shape, channels, channels_first=first, given=tuple(images.shape))
+    check_shape(array.shape, channels, channels_first=first, given=tuple(images.shape), axes=axes)
     array = np.moveaxis(array, 1, -1) if first else array
     return Given(_in_range(array), single)
 
 
-def to_ids(ids: Any, codebook_size: int) -> Given:
+def to_ids(ids: Any, codebook_size: int, axes: int = 2) -> Given:
     """Ids as int64 (B, h, w), always a batch; of any integer type, as array, tensor or nested lists.
+
+    With `axes` 3 they are those of clips, (B, t, h, w).
 
     Raises:
         UserError: no integers, another shape, or an id outside [0, codebook_size).
@@ -66,14 +74,15 @@ def to_ids(ids: Any, codebook_size: int) -> Given:
     array = as_numpy(ids)
     if array.size == 0 and array.dtype.kind == "f":
         array = array.astype(np.int64)
-    if array.ndim not in (2, 3) or array.dtype.kind not in "iu":
-        raise UserError(f"ids are {array.dtype} of shape {array.shape}, expected integers (B, h, w) or (h, w)")
+    if array.ndim not in (axes, axes + 1) or array.dtype.kind not in "iu":
+        order = "t, h, w" if axes == 3 else "h, w"
+        raise UserError(f"ids are {array.dtype} of shape {array.shape}, expected integers (B, {order}) or ({order})")
     if array.size and not 0 <= array.min() <= array.max() < codebook_size:
         raise UserError(
             f"ids run from {array.min()} to {array.max()}, expected 0 to {codebook_size - 1}: "
             "they belong to another tokenizer"
         )
-    single = array.ndim == 2
+    single = array.ndim == axes
     return Given((array[None] if single else array).astype(np.int64), single)
 
 
@@ -93,7 +102,12 @@ def is_torch(value: Any) -> bool:
 
 
 def check_shape(
-    shape: Sequence[int], channels: int, *, channels_first: bool = False, given: Sequence[int] | None = None
+    shape: Sequence[int],
+    channels: int,
+    *,
+    channels_first: bool = False,
+    given: Sequence[int] | None = None,
+    axes: int = 2,
 ) -> None:
     """Raise UserError unless a batch of images has this many channels and at least one pixel.
 
@@ -102,12 +116,14 @@ def check_shape(
         channels: expected ones.
         channels_first: the order of PyTorch tensors.
         given: the shape to name in the message, where it was not a batch.
+        axes: 2 of images, 3 of clips.
     """
-    order = f"({channels}, H, W)" if channels_first else f"(H, W, {channels})"
+    sides, what = ("T, H, W", "clips") if axes == 3 else ("H, W", "images")
+    order = f"({channels}, {sides})" if channels_first else f"({sides}, {channels})"
     where = "channels first, as PyTorch tensors are" if channels_first else "channels last"
     found = shape[1:2] if channels_first else shape[-1:]
-    if len(shape) != 4 or tuple(found) != (channels,) or 0 in shape[1:]:
-        raise UserError(f"images have shape {tuple(given or shape)}, expected {order} or (B, {order[1:-1]}), {where}")
+    if len(shape) != axes + 2 or tuple(found) != (channels,) or 0 in shape[1:]:
+        raise UserError(f"{what} have shape {tuple(given or shape)}, expected {order} or (B, {order[1:-1]}), {where}")
 
 
 def check_range(low: float, high: float) -> None:

@@ -37,6 +37,9 @@ def summarize_tokenizer(config: Config, how: Machinery) -> str:
         "codes": codes,
         "images": f"any multiple of {side}; trained on {size} x {size}, which are {size // side} x {size // side} ids",
     }
+    if config.model.is_video:
+        time = config.model.time_downsampling
+        rows["clips"] = f"a multiple of {time} frames, and one more; {time} frames a token after the first"
     return _lines("Tokenizer", rows | _rows(how))
 
 

@@ -7,11 +7,14 @@ one. Everything else is copied. (Carreira & Zisserman, 2017, as Open-MAGVIT2 doe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from voken_common.checkpoints.weight_names import NameMismatch, require_same_names
+from voken_common.config.loading import validate
+from voken_common.config.tokenizer import Config
+from voken_common.errors import CheckpointError
 
 _CONVOLUTION = ".conv_1."
 
@@ -58,6 +61,26 @@ def _inflated(source: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
     return kernel
 
 
-def is_inflatable(image_keys: Iterable[str]) -> bool:
-    """True of the weights of an image tokenizer, false of those of a video tokenizer."""
-    return not any(_CONVOLUTION in key for key in image_keys)
+def video_config(image: Config) -> Config:
+    """The configuration of the video tokenizer that an image tokenizer inflates into, to be trained on `videos/`.
+
+    Raises:
+        CheckpointError: it is no image tokenizer of Open-MAGVIT2's network.
+    """
+    if image.model.network != "magvit2":
+        raise CheckpointError(
+            f"{image.name} has network {image.model.network}: only magvit2 has a network for videos (magvit2_video)"
+        )
+    values = image.model_dump(mode="json")
+    layers = values["discriminator"].get("layers", 3)
+    values |= {
+        "name": f"{image.name}_video",
+        "model": values["model"] | {"network": "magvit2_video"},
+        "discriminator": {"kind": "patchgan_3d", "layers": layers},
+        "data": {
+            "train": {"kind": "video_folder", "path": "videos"},
+            "image_size": image.data.image_size,
+            "resize": "cv2",
+        },
+    }
+    return validate(values, origin=f"the video tokenizer of {image.name}")

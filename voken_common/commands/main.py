@@ -43,8 +43,9 @@ class Subcommand(NamedTuple):
 SUBCOMMANDS = (
     Subcommand("train", "train a tokenizer or a generator, or continue a run"),
     Subcommand("encode", "turn a data set into token shards"),
-    Subcommand("reconstruct", "images through a tokenizer and back, with PSNR"),
+    Subcommand("reconstruct", "images or videos through a tokenizer and back, with PSNR"),
     Subcommand("sample", "draw images of classes with a generator"),
+    Subcommand("inflate", "make a video tokenizer of an image tokenizer"),
     Subcommand("convert", "convert a checkpoint to another format", ("jax",)),
     Subcommand("tokens", "export token shards to Parquet or to a flat array", ()),
     Subcommand("config", "explain settings, show a configuration and where its values come from", ()),

@@ -61,6 +61,22 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_cutting(parser: argparse.ArgumentParser) -> None:
+    """`--window`, `--fade`, `--tile` and `--blend`, how videos are cut."""
+    group = parser.add_argument_group("videos")
+    group.add_argument("--window", type=int, default=17, metavar="T", help="frames per window")
+    group.add_argument("--fade", type=int, default=0, metavar="T", help="frames by which windows overlap")
+    group.add_argument("--tile", type=int, default=256, metavar="PIXELS", help="largest side seen whole; 0: any")
+    group.add_argument("--blend", type=int, default=32, metavar="PIXELS", help="by which tiles overlap")
+
+
+def cutting_of(options: argparse.Namespace) -> Any:
+    """The options of `add_cutting`, as a `voken_common.data.video.windows.Cutting`."""
+    from voken_common.data.video.windows import Cutting
+
+    return Cutting(options.window, options.fade, options.tile, options.blend)
+
+
 def add_processes(parser: argparse.ArgumentParser) -> None:
     """`--process-index` and `--process-count` of a command whose processes share work without talking."""
     parser.add_argument(

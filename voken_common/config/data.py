@@ -182,3 +182,8 @@ class DataConfig(DataSection):
     def is_video(self) -> bool:
         """Whether the sources give clips; a batch then has `video` instead of `image`."""
         return isinstance(self.train, VideoFolderConfig)
+
+    @property
+    def pixels(self) -> str:
+        """Name of the array in a batch that the network sees."""
+        return "video" if self.is_video else "image"

@@ -336,6 +336,14 @@ class HealthConfig(Section):
     """Training steps that must be below: every logging interval of so many, by the codes of all its batches."""
 
 
+class InitializeConfig(Section):
+    """What the first weights are, where they are not random."""
+
+    inflate: str | None = None
+    """Of a video tokenizer: an image tokenizer (a checkpoint, or the name of a published one) of the same widths, whose
+    weights and averages are inflated. The discriminator starts anew."""
+
+
 class Config(Section):
     """A whole run: what is trained, on what, how, and what is kept."""
 
@@ -349,6 +357,7 @@ class Config(Section):
     discriminator: DiscriminatorConfig = PatchGANConfig()
     adversarial: AdversarialConfig = AdversarialConfig()
     perceptual: PerceptualConfig = PerceptualConfig()
+    initialize: InitializeConfig = InitializeConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: PrecisionConfig = PrecisionConfig()
     mesh: MeshConfig = MeshConfig()
@@ -411,6 +420,8 @@ class Config(Section):
                 f"model.network {network} needs discriminator.kind "
                 f"{'patchgan_3d' if video else 'patchgan or blur'}, found {self.discriminator.kind}"
             )
+        if self.initialize.inflate is not None and not video:
+            raise ValueError(f"initialize.inflate makes a video tokenizer of an image one, and {network} is for images")
         for source in (self.data.train, self.data.validation):
             if isinstance(source, VideoFolderConfig):
                 latent_frames(source.frames, self.model.time_downsampling)

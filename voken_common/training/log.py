@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import sys
 import time
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -17,7 +19,7 @@ from tqdm import tqdm
 
 from voken_common.training.collapse import CollapseWatch
 from voken_common.training.metrics_file import MetricsFile
-from voken_common.visual import save_png
+from voken_common.visual import gif, save_png
 
 logger = logging.getLogger("voken")
 
@@ -35,6 +37,7 @@ class RunLog:
         images_per_step: global batch size, for the rate.
         rates: further rates that are logged: name -> what one image counts for.
         collapse: looks at the codes that validations use.
+        unit: what a batch is made of, images or clips.
         enabled: False on all processes but the first: nothing is written or shown.
     """
 
@@ -47,11 +50,12 @@ class RunLog:
         images_per_step: int,
         rates: Mapping[str, float] | None = None,
         collapse: CollapseWatch | None = None,
+        unit: str = "images",
         enabled: bool = True,
     ):
-        self.collapse = collapse
+        self.collapse, self._unit = collapse, unit
         self._workdir, self._enabled, self._images = Path(workdir), enabled, images_per_step
-        self._rates = {"images_per_second": 1.0, **(rates or {})}
+        self._rates = {f"{unit}_per_second": 1.0, **(rates or {})}
         self._writer = _event_writer(self._workdir / "tensorboard") if enabled else None
         self._file = MetricsFile(self._workdir, first_step) if enabled else None
         self._total, self._to_screen = total_steps, sys.stderr.isatty()
@@ -90,7 +94,7 @@ class RunLog:
         texts = [f"{name}={values[name]:.4g}" for name in shown if name in values]
         if {"codebook_usage", "codebook_usage_possible"} <= values.keys():
             texts.append(usage_text(values["codebook_usage"], values["codebook_usage_possible"]))
-        text = "  ".join([f"{rate:.1f} images/s", *texts])
+        text = "  ".join([f"{rate:.1f} {self._unit}/s", *texts])
         self._bar.set_postfix_str(text, refresh=False)
         if not self._to_screen:
             self.message(f"step {step}/{self._total}  {text}")
@@ -104,6 +108,22 @@ class RunLog:
         if self._writer:
             self._writer.add_image(name, picture, step, dataformats="HWC")
             save_png(self._workdir / "pictures" / f"{name}_{step:08d}.png", picture)
+
+    def clips(self, step: int, name: str, frames: UInt8[np.ndarray, "t h w 3"], rate: int = 8) -> None:
+        """A moving picture: animated in TensorBoard's images, and as `pictures/<name>_<step>.mp4` where PyAV is."""
+        if not self._writer:
+            return
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        height, width = frames.shape[1:3]
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif(frames, rate))
+        self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+        from voken_common.data.video.writing import VideoWriter
+
+        with contextlib.suppress(ImportError):
+            with VideoWriter(self._workdir / "pictures" / f"{name}_{step:08d}.mp4", rate=Fraction(rate)) as writer:
+                for number, frame in enumerate(frames):
+                    writer.write(frame, Fraction(number, rate))
 
     def message(self, text: str) -> None:
         """A line above the progress bar."""

@@ -98,6 +98,7 @@ class RunLoop:
             images_per_step=config.training.batch_size,
             rates=task.rates,
             collapse=self._collapse,
+            unit="clips" if getattr(config.data, "is_video", False) else "images",
             enabled=hooks.first_process,
         )
         self._heartbeat = Heartbeat(workdir, config.health, config.training.batch_size, hooks.first_process)

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from voken_common.metrics import Average, bounded_psnr, codebook_perplexity, codebook_usage
 from voken_common.training.collapse import CodeUse
 from voken_common.training.log import RunLog
-from voken_common.visual import codebook_usage_plot, reconstruction_grid
+from voken_common.visual import clip_pairs, clip_strips, codebook_usage_plot, reconstruction_grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,20 +42,22 @@ class ValidationTotals:
     def add(
         self,
         batch: Mapping[str, np.ndarray],
-        reconstructions: Float[np.ndarray, "b h w c"],
+        reconstructions: Float[np.ndarray, "b *s c"],
         values: Mapping[str, Float[np.ndarray, " b"]],
     ) -> None:
-        """Take one batch: its images and mask, their reconstructions, and metrics per image; PSNR is added here.
+        """Take one batch: its images or clips and mask, their reconstructions, and metrics per row; PSNR is added here.
 
-        An exactly reconstructed image counts with `voken_common.metrics.HIGHEST_PSNR`, so that the mean stays finite.
+        A clip's PSNR is the mean over its frames. What is exactly reconstructed counts with
+        `voken_common.metrics.HIGHEST_PSNR`, so that the mean stays finite.
         """
         present = batch["mask"] > 0
         if not present.any():
             return
-        originals, reconstructions = batch["image"][present], reconstructions[present]
+        originals = batch["video" if "video" in batch else "image"][present]
+        reconstructions = reconstructions[present]
         for name, value in values.items():
             self._averages.setdefault(name, Average()).update(np.asarray(value)[present])
-        self._averages.setdefault("psnr", Average()).update(bounded_psnr(originals, reconstructions))
+        self._averages.setdefault("psnr", Average()).update(_psnr(originals, reconstructions))
         if sum(len(shown) for shown, _ in self._shown) < self._pictures:
             self._shown.append((originals, reconstructions))
 
@@ -80,17 +82,30 @@ class ValidationTotals:
         return Validation(metrics, originals, reconstructions, counts)
 
 
+def _psnr(originals: np.ndarray, reconstructions: np.ndarray) -> Float[np.ndarray, " b"]:
+    if originals.ndim == 4:
+        return bounded_psnr(originals, reconstructions)
+    frames = bounded_psnr(
+        originals.reshape(-1, *originals.shape[2:]), reconstructions.reshape(-1, *originals.shape[2:])
+    )
+    return frames.reshape(originals.shape[:2]).mean(axis=1)
+
+
 def report(log: RunLog, step: int, result: Validation, images: int) -> None:
     """Scalars, a line above the progress bar, and the pictures of one validation."""
     log.scalars(step, result.metrics, prefix="validation/")
+    what = "clips" if result.originals.ndim == 5 else "images"
     use = CodeUse(int(np.count_nonzero(result.counts)), result.counts.size, int(result.counts.sum()))
     allowed = f" (of {use.possible:.4g} that {use.tokens} tokens can use)"
     texts = [f"{name} {v:.4g}{allowed if name == 'codebook_usage' else ''}" for name, v in result.metrics.items()]
     text = "  ".join(texts)
-    log.message(f"step {step}  validation (EMA, {images} images):  {text}")
+    log.message(f"step {step}  validation (EMA, {images} {what}):  {text}")
     warning = log.collapse.validated(step, result.counts) if log.collapse else None
     if warning:
         log.warning(warning)
-    if len(result.originals):
+    if result.originals.ndim == 5:
+        log.picture(step, "reconstructions", clip_strips(result.originals, result.reconstructions))
+        log.clips(step, "clips", clip_pairs(result.originals, result.reconstructions))
+    elif len(result.originals):
         log.picture(step, "reconstructions", reconstruction_grid(result.originals, result.reconstructions))
     log.picture(step, "codebook_usage", codebook_usage_plot(result.counts))

@@ -1,6 +1,7 @@
-"""The public Tokenizer: load a checkpoint, turn images into ids and ids into images.
+"""The public Tokenizer: load a checkpoint, turn images or clips into ids and back.
 
-Shape legend: B batch, H/W pixels, h/w tokens (H / downsampling, W / downsampling), D code dimension.
+Shape legend: B batch, H/W pixels, h/w tokens (H / downsampling, W / downsampling), T frames, t latent frames
+((T - 1) / time_downsampling + 1), D code dimension; S and s the axes of pixels and of tokens, H W or T H W.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from voken_common.checkpoints.steps import Step, Weights
 from voken_common.checkpoints.weight_names import require_same_shapes, to_torch
 from voken_common.config.inference import Precision
 from voken_common.config.tokenizer import Config
+from voken_common.config.video import latent_frames
 from voken_common.data.tokens.format import fingerprint
 from voken_common.pixels import pad_to_multiple
 from voken_jax.checkpoints import load as loading
@@ -37,10 +39,11 @@ from voken_jax.tokenizer.state import build_autoencoder
 
 
 class Tokenizer:
-    """A trained image tokenizer. Programs are compiled once per image size.
+    """A trained tokenizer of images or of clips. Programs are compiled once per size.
 
     `encode` takes paths, PIL images, bytes (uint8), floats in [-1, 1], one image or a batch, of NumPy, JAX or PyTorch;
-    see `voken_common.api.inputs`. One image gives one grid of ids, and one grid of ids one image.
+    see `voken_common.api.inputs`. One image gives one grid of ids, and one grid of ids one image. A video
+    tokenizer takes arrays of clips (T, H, W, 3) or (B, T, H, W, 3), T a multiple of `time_downsampling`, and one more.
 
     Args:
         config: the run it comes from; its `model`, `quantizer` and `precision` are used.
@@ -111,6 +114,15 @@ class Tokenizer:
         return self.config.model.downsampling
 
     @property
+    def time_downsampling(self) -> int:
+        """Frames per latent frame after the first; 1 for images."""
+        return self.config.model.time_downsampling
+
+    @property
+    def _axes(self) -> int:
+        return 3 if self.config.model.is_video else 2
+
+    @property
     def codebook_size(self) -> int:
         """Ids are in [0, codebook_size)."""
         return self.config.quantizer.codebook_size
@@ -135,62 +147,69 @@ class Tokenizer:
         )
         return summarize_tokenizer(self.config, how)
 
-    def encode(self, images: Any, *, crop: bool = False) -> Int[Array, "*B h w"]:
-        """Ids (int32) of images (H, W, 3) or (B, H, W, 3), paths, PIL images, or a list of single ones.
+    def encode(self, images: Any, *, crop: bool = False) -> Int[Array, "*Bs"]:
+        """Ids (int32) of images (H, W, 3) or (B, H, W, 3), paths, PIL images, or a list of single ones; of clips
+        (T, H, W, 3) or (B, T, H, W, 3).
 
         Args:
             images: bytes (uint8), or floats in [-1, 1].
             crop: cut the middle whose sides are multiples of `downsampling`; otherwise other sides are refused.
 
         Raises:
-            UserError: another shape or type, values that are not in [-1, 1], or sides that are not whole tokens.
+            UserError: another shape or type, values outside [-1, 1], sides or frames that are not whole tokens.
         """
         batch, single = self._batch(images)
         if crop:
-            kept = middle(batch.shape[1], batch.shape[2], self.downsampling)
-            batch = batch[:, kept.top : kept.bottom, kept.left : kept.right]
-        height, width = batch.shape[1:3]
+            kept = middle(batch.shape[-3], batch.shape[-2], self.downsampling)
+            batch = batch[..., kept.top : kept.bottom, kept.left : kept.right, :]
+        height, width = batch.shape[-3:-1]
         check_sides(height, width, self.downsampling)
+        frames = (latent_frames(batch.shape[1], self.time_downsampling),) if self._axes == 3 else ()
         if not len(batch):
-            return jnp.zeros((0, height // self.downsampling, width // self.downsampling), jnp.int32)
+            return jnp.zeros((0, *frames, height // self.downsampling, width // self.downsampling), jnp.int32)
         ids = self._encode(self._weights, batch)
         return ids[0] if single else ids
 
-    def codes(self, ids: ArrayLike) -> Float[Array, "*B h w D"]:
+    def codes(self, ids: ArrayLike) -> Float[Array, "*Bs D"]:
         """What the decoder sees for these ids; `ids_of` inverts it exactly."""
-        given = to_ids(ids, self.codebook_size)
+        given = to_ids(ids, self.codebook_size, self._axes)
         codes = lookup(self.config.quantizer, jnp.asarray(given.array, jnp.int32), self._codebook())
         return codes[0] if given.single else codes
 
-    def ids_of(self, codes: ArrayLike) -> Int[Array, "B h w"]:
+    def ids_of(self, codes: ArrayLike) -> Int[Array, "B *s"]:
         """Ids of codes (B, h, w, D) as `codes` gives them: the code at distance 0."""
         return code_indices(self.config.quantizer, jnp.asarray(codes), self._codebook())
 
-    def decode(self, ids: ArrayLike) -> Images:
+    def decode(self, ids: ArrayLike) -> Any:
         """Images in [-1, 1] of ids (B, h, w), or the image of ids (h, w); any grid size and integer type.
 
+        Of a video tokenizer clips of ids (B, t, h, w), or the clip of ids (t, h, w).
+
         Returns:
-            an array (B, H, W, 3) or (H, W, 3) with `.to_pil()` and `.save(path)`.
+            an array (B, H, W, 3) or (H, W, 3) with `.to_pil()` and `.save(path)`; clips are plain arrays.
 
         Raises:
             UserError: another shape or type, or an id outside the codebook.
         """
-        given = to_ids(ids, self.codebook_size)
+        given = to_ids(ids, self.codebook_size, self._axes)
         images = self._decoded(given.array)
-        return Images(images[0] if given.single else images)
+        result = images[0] if given.single else images
+        return result if self._axes == 3 else Images(result)
 
-    def reconstruct(self, images: Any) -> Images:
+    def reconstruct(self, images: Any) -> Any:
         """Encode and decode images of any size, padded with grey to multiples of `downsampling` and cropped back."""
         batch, single = self._batch(images)
         padded, region = pad_to_multiple(np.asarray(batch), self.downsampling)
         result = jnp.asarray(region.crop(np.asarray(self._decoded(self.encode(padded)))))
-        return Images(result[0] if single else result)
+        result = result[0] if single else result
+        return result if self._axes == 3 else Images(result)
 
-    def _decoded(self, ids: ArrayLike) -> Float[Array, "B H W 3"]:
+    def _decoded(self, ids: ArrayLike) -> Float[Array, "B *S 3"]:
         ids = jnp.asarray(ids, jnp.int32)
         if not len(ids):
-            height, width = (side * self.downsampling for side in ids.shape[1:])
-            return jnp.zeros((0, height, width, self.config.model.image_channels), jnp.float32)
+            height, width = (side * self.downsampling for side in ids.shape[-2:])
+            frames = tuple((count - 1) * self.time_downsampling + 1 for count in ids.shape[1:-2])
+            return jnp.zeros((0, *frames, height, width, self.config.model.image_channels), jnp.float32)
         return self._decode(self._weights, ids)
 
     def _codebook(self) -> Array | None:
@@ -210,11 +229,11 @@ class Tokenizer:
             images = images.array
         channels = self.config.model.image_channels
         if not isinstance(images, Array) or images.dtype == jnp.uint8:
-            given = to_images(images, channels)
+            given = to_images(images, channels, self._axes)
             return jnp.asarray(given.array), given.single
-        single = images.ndim == 3
+        single = images.ndim == self._axes + 1
         batch = images[None] if single else images
-        check_shape(batch.shape, channels, given=images.shape)
+        check_shape(batch.shape, channels, given=images.shape, axes=self._axes)
         check_floating(images.dtype, jnp.issubdtype(images.dtype, jnp.floating))
         if images.size and not isinstance(images, jax.core.Tracer):
             on_cpu = all(device.platform == "cpu" for device in images.devices())

@@ -19,6 +19,7 @@ class Arrays:
 
     def __init__(self, tokenizer: Tokenizer):
         self.config, self.downsampling = tokenizer.config, tokenizer.downsampling
+        self.time_downsampling = tokenizer.time_downsampling
         self.fingerprint = tokenizer.fingerprint
         self.decode = lambda ids: np.asarray(tokenizer.decode(ids))
         self._alone, self._mesh = tokenizer, make_mesh(MeshConfig(), jax.local_devices())
@@ -32,8 +33,8 @@ class Arrays:
             Tokenizer.load(options.checkpoint, step=options.step, weights=options.weights, verify=options.checksums)
         )
 
-    def encode(self, images: Float[np.ndarray, "B H W 3"]) -> Int[np.ndarray, "B h w"]:
-        """Ids of images; on one device unless the others can have equal shares."""
+    def encode(self, images: Float[np.ndarray, "B *S 3"]) -> Int[np.ndarray, "B *s"]:
+        """Ids of images or clips; on one device unless the others can have equal shares."""
         devices = self._mesh.size
         if devices == 1 or len(images) % devices:
             return np.asarray(self._alone.encode(images))

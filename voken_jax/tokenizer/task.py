@@ -81,8 +81,8 @@ class TokenizerTask(Task):
         return create_state(self.config, self.players, self.optimizer, self.mesh)
 
     def place(self, batch: dict[str, np.ndarray]) -> jax.Array:
-        """The images."""
-        return jax.make_array_from_process_local_data(batch_sharding(self.mesh), batch["image"])
+        """The images or clips."""
+        return jax.make_array_from_process_local_data(batch_sharding(self.mesh), batch[self.config.data.pixels])
 
     def step(self, state: TrainState, batch: jax.Array) -> tuple[TrainState, Metrics, jax.Array]:
         """One step of both players."""

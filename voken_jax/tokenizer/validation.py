@@ -29,6 +29,7 @@ class Validator:
 
     def __init__(self, config: Config, autoencoder: Network, mesh: Mesh, perceptual: Perceptual | None):
         self._config, self._autoencoder, self._mesh = config, autoencoder, mesh
+        self._pixels = config.data.pixels
         self._perceptual = perceptual
         self._frozen = {} if perceptual is None else jax.device_put(perceptual.weights, replicated(mesh))
         rows = batch_sharding(mesh)
@@ -42,7 +43,7 @@ class Validator:
         totals = ValidationTotals(self._config.validation.pictures)
         statistics = init_statistics(self._config.quantizer.codebook_size)
         for batch in batches:
-            arrays = {k: self._to_devices(batch[k]) for k in ("image", "mask")}
+            arrays = {k: self._to_devices(batch[k]) for k in (self._pixels, "mask")}
             statistics, images, values = self._program(weights, statistics, arrays, self._frozen)
             totals.add(batch, local_rows(images), {name: local_rows(value) for name, value in values.items()})
         for others in gather_objects(totals.without_pictures()):
@@ -55,11 +56,11 @@ class Validator:
     def _evaluate(
         self, weights: Weights, statistics: CodebookStatistics, batch: dict[str, jax.Array], frozen: Weights
     ) -> tuple[CodebookStatistics, jax.Array, dict[str, Any]]:
-        model, quantizer = self._autoencoder.bind(weights), self._config.quantizer
-        ids = encode_indices(quantizer, model.encode(batch["image"]), model.codebook)
+        model, quantizer, originals = self._autoencoder.bind(weights), self._config.quantizer, batch[self._pixels]
+        ids = encode_indices(quantizer, model.encode(originals), model.codebook)
         images = jnp.clip(model.decode(lookup(quantizer, ids, model.codebook)), -1.0, 1.0)
-        values = {"l1": jnp.abs(images - batch["image"]).mean(axis=(1, 2, 3))}
+        values = {"l1": jnp.abs(images - originals).mean(axis=tuple(range(1, images.ndim)))}
         if self._perceptual is not None:
-            values["lpips"] = self._perceptual.network.bind(frozen)(batch["image"], images)
-        counted = jnp.where(batch["mask"][:, None, None] > 0, ids, -1)
+            values["lpips"] = self._perceptual.network.bind(frozen)(originals, images)
+        counted = jnp.where(batch["mask"].reshape(-1, *(1,) * (ids.ndim - 1)) > 0, ids, -1)
         return update_statistics(statistics, counted), images, values

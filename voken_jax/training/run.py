@@ -16,6 +16,7 @@ from voken_common.config.loading import AnyConfig, to_yaml
 from voken_common.config.tokenizer import Config
 from voken_common.training.loop import Hooks, RunLoop
 from voken_common.training.profiling import FOLDER, Profiler
+from voken_jax.checkpoints.inflate import inflated_state
 from voken_jax.checkpoints.orbax import Checkpoints
 from voken_jax.generator.data import open_tokens
 from voken_jax.generator.task import GeneratorTask
@@ -80,7 +81,8 @@ def build(config: AnyConfig, per_epoch: int, tokenizer: Path | None = None) -> T
 def _start(task: Task, checkpoints: Checkpoints, iterator: Any) -> tuple[Any, Progress]:
     latest = checkpoints.recover()
     if latest is None:
-        return task.create(), Progress()
+        state = task.create()
+        return inflated_state(task.config, state) if isinstance(task.config, Config) else state, Progress()
     meta = checkpoints.meta(latest)
     changed = check_same_run(meta.config, task.config)
     if changed:

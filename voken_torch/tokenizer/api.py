@@ -1,6 +1,7 @@
-"""The public Tokenizer: load a checkpoint, turn images into ids and ids into images.
+"""The public Tokenizer: load a checkpoint, turn images or clips into ids and back.
 
-Shape legend: B batch, H/W pixels, h/w tokens (H / downsampling, W / downsampling), D code dimension.
+Shape legend: B batch, H/W pixels, h/w tokens (H / downsampling, W / downsampling), T frames, t latent frames
+((T - 1) / time_downsampling + 1), D code dimension; S and s the axes of pixels and of tokens, H W or T H W.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from voken_common.checkpoints.steps import Step, Weights
 from voken_common.checkpoints.weight_names import require_same_shapes
 from voken_common.config.inference import Precision
 from voken_common.config.tokenizer import Config
+from voken_common.config.video import latent_frames
 from voken_common.data.tokens.format import fingerprint
 from voken_common.pixels import pad_to_multiple
 from voken_torch.checkpoints import load as loading
@@ -39,11 +41,12 @@ from voken_torch.tokenizer.images import Images
 
 
 class Tokenizer(nn.Module):
-    """A trained image tokenizer, frozen, in evaluation mode; `.to(device)` moves it.
+    """A trained tokenizer of images or of clips, frozen, in evaluation mode; `.to(device)` moves it.
 
     `encode` takes paths, PIL images, bytes (uint8), floats in [-1, 1], one image or a batch, of NumPy (channels last),
     PyTorch (channels first) or JAX; see `voken_common.api.inputs`. One image gives one grid of ids, and one grid of ids
-    one image.
+    one image. A video tokenizer takes clips (3, T, H, W) or (B, 3, T, H, W), of NumPy (T, H, W, 3) or (B, T, H, W, 3),
+    T a multiple of `time_downsampling`, and one more.
 
     Args:
         config: the run it comes from; its `model`, `quantizer` and `precision` are used.
@@ -131,6 +134,15 @@ class Tokenizer(nn.Module):
         return self.config.model.downsampling
 
     @property
+    def time_downsampling(self) -> int:
+        """Frames per latent frame after the first; 1 for images."""
+        return self.config.model.time_downsampling
+
+    @property
+    def _axes(self) -> int:
+        return 3 if self.config.model.is_video else 2
+
+    @property
     def codebook_size(self) -> int:
         """Ids are in [0, codebook_size)."""
         return self.config.quantizer.codebook_size
@@ -157,96 +169,103 @@ class Tokenizer(nn.Module):
         )
         return summarize_tokenizer(self.config, how)
 
-    def forward(self, images: Any) -> Images:
+    def forward(self, images: Any) -> Any:
         """Reconstruct; see `reconstruct`."""
         return self.reconstruct(images)
 
     @torch.no_grad()
-    def encode(self, images: Any, *, crop: bool = False) -> Int[Tensor, "*B h w"]:
-        """Ids (int32) of images (3, H, W) or (B, 3, H, W), paths, PIL images, or a list of single ones.
+    def encode(self, images: Any, *, crop: bool = False) -> Int[Tensor, "*Bs"]:
+        """Ids (int32) of images (3, H, W) or (B, 3, H, W), paths, PIL images, or a list of single ones; of
+        clips (3, T, H, W) or (B, 3, T, H, W).
 
         Args:
             images: bytes (uint8), or floats in [-1, 1].
             crop: cut the middle whose sides are multiples of `downsampling`; otherwise other sides are refused.
 
         Raises:
-            UserError: another shape or type, values that are not in [-1, 1], or sides that are not whole tokens.
+            UserError: another shape or type, values outside [-1, 1], sides or frames that are not whole tokens.
         """
         batch, single = self._batch(images)
         if crop:
-            kept = middle(batch.shape[2], batch.shape[3], self.downsampling)
-            batch = batch[:, :, kept.top : kept.bottom, kept.left : kept.right]
+            kept = middle(batch.shape[-2], batch.shape[-1], self.downsampling)
+            batch = batch[..., kept.top : kept.bottom, kept.left : kept.right]
         ids = self._ids(batch)
         return ids[0] if single else ids
 
-    def codes(self, ids: Any) -> Float[Tensor, "*B h w D"]:
+    def codes(self, ids: Any) -> Float[Tensor, "*Bs D"]:
         """What the decoder sees for these ids; `ids_of` inverts it exactly."""
-        given = to_ids(ids, self.codebook_size)
+        given = to_ids(ids, self.codebook_size, self._axes)
         codes = self._codes(given.array)
         return codes[0] if given.single else codes
 
-    def ids_of(self, codes: Float[Tensor, "B h w D"]) -> Int[Tensor, "B h w"]:
+    def ids_of(self, codes: Float[Tensor, "B *s D"]) -> Int[Tensor, "B *s"]:
         """Ids of codes as `codes` gives them: the code at distance 0."""
         codes = codes.to(self.device)
         return code_indices(self.config.quantizer, codes, self.network.codebook).to(torch.int32)
 
     @torch.no_grad()
-    def decode(self, ids: Any) -> Images:
+    def decode(self, ids: Any) -> Any:
         """Images in [-1, 1] of ids (B, h, w), or the image of ids (h, w); any grid size and integer type.
 
+        Of a video tokenizer clips of ids (B, t, h, w), or the clip of ids (t, h, w).
+
         Returns:
-            a tensor (B, 3, H, W) or (3, H, W) with `.to_pil()` and `.save(path)`.
+            a tensor (B, 3, H, W) or (3, H, W) with `.to_pil()` and `.save(path)`; clips are plain tensors.
 
         Raises:
             UserError: another shape or type, or an id outside the codebook.
         """
-        given = to_ids(ids, self.codebook_size)
+        given = to_ids(ids, self.codebook_size, self._axes)
         images = self._decoded(given.array)
-        return Images.of(images[0] if given.single else images)
+        result = images[0] if given.single else images
+        return result if self._axes == 3 else Images.of(result)
 
     @torch.no_grad()
-    def reconstruct(self, images: Any) -> Images:
+    def reconstruct(self, images: Any) -> Any:
         """Encode and decode images of any size, padded with grey to multiples of `downsampling` and cropped back."""
         batch, single = self._batch(images)
         padded, region = pad_to_multiple(batch.movedim(1, -1).cpu().numpy(), self.downsampling)
         result = self._decoded(self._ids(torch.from_numpy(padded).movedim(-1, 1)).cpu().numpy())
-        result = result[:, :, region.top : region.bottom, region.left : region.right]
-        return Images.of(result[0] if single else result)
+        result = result[..., region.top : region.bottom, region.left : region.right]
+        result = result[0] if single else result
+        return result if self._axes == 3 else Images.of(result)
 
     @property
     def _dtype(self) -> torch.dtype:
         return next(self.network.parameters()).dtype
 
-    def _ids(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B h w"]:
-        height, width = images.shape[2:]
+    def _ids(self, images: Float[Tensor, "B 3 *S"]) -> Int[Tensor, "B *s"]:
+        height, width = images.shape[-2:]
         check_sides(height, width, self.downsampling)
+        frames = (latent_frames(images.shape[2], self.time_downsampling),) if self._axes == 3 else ()
         if not len(images):
-            return torch.zeros(0, height // self.downsampling, width // self.downsampling, dtype=torch.int32)
+            return torch.zeros(0, *frames, height // self.downsampling, width // self.downsampling, dtype=torch.int32)
         with self.runtime.autocast(self.config.precision.compute_dtype):
             latents = self.network.encode(images.to(self.device, self._dtype))
             return encode_indices(self.config.quantizer, latents, self.network.codebook).to(torch.int32)
 
-    def _codes(self, ids: Int[np.ndarray, "B h w"]) -> Float[Tensor, "B h w D"]:
+    def _codes(self, ids: Int[np.ndarray, "B *s"]) -> Float[Tensor, "B *s D"]:
         return lookup(self.config.quantizer, torch.from_numpy(ids).to(self.device), self.network.codebook)
 
-    def _decoded(self, ids: Int[np.ndarray, "B h w"]) -> Float[Tensor, "B 3 H W"]:
+    def _decoded(self, ids: Int[np.ndarray, "B *s"]) -> Float[Tensor, "B 3 *S"]:
         if not len(ids):
-            height, width = (side * self.downsampling for side in ids.shape[1:])
-            return torch.zeros(0, self.config.model.image_channels, height, width)
+            height, width = (side * self.downsampling for side in ids.shape[-2:])
+            frames = tuple((count - 1) * self.time_downsampling + 1 for count in ids.shape[1:-2])
+            return torch.zeros(0, self.config.model.image_channels, *frames, height, width)
         with self.runtime.autocast(self.config.precision.compute_dtype):
             return self.network.decode(self._codes(ids.astype(np.int64)).to(self._dtype)).clamp(-1, 1)
 
-    def _batch(self, images: Any) -> tuple[Float[Tensor, "B 3 H W"], bool]:
+    def _batch(self, images: Any) -> tuple[Float[Tensor, "B 3 *S"], bool]:
         """Images as a batch of floats, and whether it was one; tensors stay on their device."""
         channels = self.config.model.image_channels
         if not isinstance(images, Tensor):
-            given = to_images(images, channels)
+            given = to_images(images, channels, self._axes)
             floats = given.array if given.array.dtype in (np.float32, np.float64) else given.array.astype(np.float32)
             return torch.from_numpy(np.require(floats, requirements="W")).movedim(-1, 1), given.single
         images = images.as_subclass(Tensor)
-        single = images.ndim == 3
+        single = images.ndim == self._axes + 1
         batch = images[None] if single else images
-        check_shape(batch.shape, channels, channels_first=True, given=images.shape)
+        check_shape(batch.shape, channels, channels_first=True, given=images.shape, axes=self._axes)
         if images.dtype == torch.uint8:
             return batch.float() / 127.5 - 1, single
         check_floating(images.dtype, images.is_floating_point())

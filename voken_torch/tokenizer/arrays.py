@@ -15,6 +15,7 @@ class Arrays:
 
     def __init__(self, tokenizer: Tokenizer):
         self.config, self.downsampling = tokenizer.config, tokenizer.downsampling
+        self.time_downsampling = tokenizer.time_downsampling
         self.fingerprint = tokenizer.fingerprint
         self.encode = lambda images: tokenizer.encode(torch.from_numpy(images).movedim(-1, 1)).cpu().numpy()
         self.decode = lambda ids: tokenizer.decode(torch.from_numpy(ids)).movedim(1, -1).cpu().numpy()

@@ -77,7 +77,7 @@ class TokenizerTask(Task):
     def step(self, batch: dict[str, np.ndarray]) -> Metrics:
         """One step of both players."""
         # Channels move forward on the device, which is quicker at it.
-        images = on_device(batch, self.runtime.device)["image"].movedim(-1, 1).contiguous()
+        images = on_device(batch, self.runtime.device)[self.config.data.pixels].movedim(-1, 1).contiguous()
         return self.program(self.state, images)
 
     def logged(self, means: dict[str, float], number: int) -> dict[str, float]:

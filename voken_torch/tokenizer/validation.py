@@ -45,9 +45,11 @@ class Validator:
         totals = ValidationTotals(self._config.validation.pictures)
         statistics = init_statistics(self._config.quantizer.codebook_size, self._runtime.device)
         for batch, tensors in one_ahead(batches, self._runtime.device):
-            reconstructions, ids, values = self._evaluate(network, tensors["image"].movedim(-1, 1))
+            reconstructions, ids, values = self._evaluate(network, tensors[self._config.data.pixels].movedim(-1, 1))
             present = tensors["mask"] > 0
-            statistics = update_statistics(statistics, torch.where(present[:, None, None], ids, -1))
+            statistics = update_statistics(
+                statistics, torch.where(present.reshape(-1, *(1,) * (ids.ndim - 1)), ids, -1)
+            )
             totals.add(batch, _array(reconstructions.movedim(1, -1)), {k: _array(v) for k, v in values.items()})
         counts = statistics.counts.cpu().numpy()
         for other_totals, other_counts in gather_objects((totals.without_pictures(), counts)):
@@ -61,7 +63,7 @@ class Validator:
         with self._runtime.autocast(precision.compute_dtype):
             ids = encode_indices(quantizer, network.encode(images), network.codebook)
             reconstructions = network.decode(lookup(quantizer, ids, network.codebook).to(images.dtype)).clamp(-1, 1)
-            values = {"l1": (reconstructions - images).abs().mean(dim=(1, 2, 3))}
+            values = {"l1": (reconstructions - images).abs().flatten(1).mean(dim=1)}
             if self._perceptual is not None:
                 values["lpips"] = self._perceptual(images, reconstructions)
         return reconstructions, ids, values

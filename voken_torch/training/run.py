@@ -16,6 +16,7 @@ from voken_common.config.tokenizer import Config
 from voken_common.training.log import StopRequest
 from voken_common.training.loop import Hooks, RunLoop
 from voken_common.training.profiling import FOLDER, Profiler
+from voken_torch.checkpoints.inflate import inflate_state
 from voken_torch.checkpoints.torch import Checkpoints
 from voken_torch.device.runtime import Runtime
 from voken_torch.device.transfer import placing
@@ -84,6 +85,8 @@ def _resume(task: Task, checkpoints: Checkpoints, iterator: Any) -> Progress:
     # No process may write before all have looked.
     wait_for_all()
     if latest is None:
+        if isinstance(task.config, Config):
+            inflate_state(task.config, task.state)
         return Progress()
     meta = checkpoints.meta(latest)
     changed = check_same_run(meta.config, task.config)

@@ -84,7 +84,7 @@ class ClipReader:
                     return found
             return _by_number(path, numbers)
         except Exception as error:
-            raise _damage(path, error) from error
+            raise video_damage(path, error) from error
 
     def _timeline(self, path: str) -> list[int] | int:
         """Time stamps of the frames in the order in which they are shown, or only their number if they have none."""
@@ -94,11 +94,17 @@ class ClipReader:
             try:
                 self._times[path] = _scan(path)
             except Exception as error:
-                raise _damage(path, error) from error
+                raise video_damage(path, error) from error
         return self._times[path]
 
 
-def _open(path: str) -> tuple[Any, Any]:
+def open_video(path: str) -> tuple[Any, Any]:
+    """Container and first video stream of a file; the container is to be closed.
+
+    Raises:
+      ImageDecodeError: it has no video.
+      FFmpegError: it cannot be opened.
+    """
     import av
 
     container = av.open(path, metadata_errors="ignore")
@@ -112,7 +118,7 @@ def _open(path: str) -> tuple[Any, Any]:
 
 
 def _scan(path: str) -> list[int] | int:
-    container, stream = _open(path)
+    container, stream = open_video(path)
     with container:
         packets = [(packet.pts, packet.is_discard) for packet in container.demux(stream) if packet.size]
     if not packets:
@@ -120,14 +126,14 @@ def _scan(path: str) -> list[int] | int:
     times = sorted(time for time, discarded in packets if time is not None and not discarded)
     if len(times) == len(packets) == len(set(times)):
         return times
-    container, stream = _open(path)
+    container, stream = open_video(path)
     with container:
         return sum(1 for _ in container.decode(stream))
 
 
 def _by_time(path: str, wanted: list[int]) -> list[UInt8[np.ndarray, "h w 3"]] | None:
     """The frames with these time stamps; None if seeking does not lead to them."""
-    container, stream = _open(path)
+    container, stream = open_video(path)
     found: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
     needed = set(wanted)
     with container:
@@ -141,7 +147,7 @@ def _by_time(path: str, wanted: list[int]) -> list[UInt8[np.ndarray, "h w 3"]] |
 
 
 def _by_number(path: str, numbers: list[int]) -> list[UInt8[np.ndarray, "h w 3"]]:
-    container, stream = _open(path)
+    container, stream = open_video(path)
     found: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
     needed = set(numbers)
     count = 0
@@ -154,7 +160,7 @@ def _by_number(path: str, numbers: list[int]) -> list[UInt8[np.ndarray, "h w 3"]
     raise ImageDecodeError(f"{path}: only {count} frames decode, frame {numbers[-1]} was to be read")
 
 
-def _damage(path: str, error: Exception) -> ImageDecodeError:
+def video_damage(path: str, error: Exception) -> ImageDecodeError:
     """What is wrong with a video, if its file as such can be read.
 
     As for images, damaged files make FFmpeg and PyAV raise nearly anything, input/output errors among it; and where
