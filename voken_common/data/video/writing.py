@@ -16,6 +16,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 _TIME_BASE = Fraction(1, 90_000)
+_PRIMING = Fraction(1, 10)
+"""Sound that may lie before the first frame, in seconds: encoders of sound begin with some that is not played."""
 _BT709, _BT601 = 1, 5
 _MPEG, _JPEG = 1, 2
 
@@ -149,7 +151,7 @@ class _Sound:
                 return
             moved = round(self._shift / self._base)
             packet.pts, packet.dts, packet.stream = packet.pts - moved, packet.dts - moved, self._out
-            if packet.pts >= 0:
+            if packet.pts * self._base >= -_PRIMING:
                 yield packet
 
     def close(self) -> None:
