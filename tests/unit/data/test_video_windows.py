@@ -1,5 +1,6 @@
-"""Videos as streams: windows, tiles and cross-fades that put back what they cut; files that keep time, size and sound."""
+"""Videos as streams: windows, tiles and fades put back what they cut; files keep time, size, colours and sound."""
 
+import itertools
 from fractions import Fraction
 
 import av
@@ -90,7 +91,7 @@ def test_tiles_lie_on_tokens_and_share_enough():
         assert first[0] == 0
         assert first[-1] == side - 40
         assert all(value % 8 == 0 for value in first)
-        assert all(0 < b - a <= 24 + 4 for a, b in zip(first, first[1:], strict=False))
+        assert all(0 < b - a <= 24 + 4 for a, b in itertools.pairwise(first))
 
 
 def test_windows_that_do_not_fit_are_refused():
@@ -163,9 +164,13 @@ def test_colour_range_survives(tmp_path, full_range):
 
 
 def test_a_writer_that_fails_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), VideoWriter(tmp_path / "a.mp4", rate=Fraction(10)) as writer:
-        writer.write(picture(0), Fraction(0))
-        raise RuntimeError("stop")
+    def failing():
+        with VideoWriter(tmp_path / "a.mp4", rate=Fraction(10)) as writer:
+            writer.write(picture(0), Fraction(0))
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        failing()
     assert not list(tmp_path.iterdir())
 
 
