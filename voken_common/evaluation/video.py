@@ -100,7 +100,7 @@ def reconstruct_videos(
 def _reconstruct(coder: WindowCoder, path: Path, output: Path, cutting: Cutting) -> float:
     stream = VideoStream(path)
     info = stream.info
-    colours = {"full_range": info.full_range, "wide_colours": info.wide_colours}
+    colours: dict[str, Any] = {"full_range": info.full_range, "wide_colours": info.wide_colours}
     sound = str(path) if info.has_audio else None
     output.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:

@@ -66,8 +66,8 @@ def inflated_state(config: Config, state: TrainState) -> TrainState:
 
 def _like(arrays: dict[str, np.ndarray], own: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Weights placed as a state's are."""
-    placed = {}
-    for name, array in to_jax(arrays).items():
-        array = np.asarray(array, own[name].dtype)
-        placed[name] = jax.make_array_from_callback(array.shape, own[name].sharding, lambda index, a=array: a[index])
-    return placed
+    return {name: _placed(np.asarray(array, own[name].dtype), own[name]) for name, array in to_jax(arrays).items()}
+
+
+def _placed(array: np.ndarray, own: jax.Array) -> jax.Array:
+    return jax.make_array_from_callback(array.shape, own.sharding, lambda index: array[index])

@@ -133,7 +133,7 @@ class _Sound:
         if video and video[0].start_time is not None and video[0].time_base is not None:
             self._shift = video[0].start_time * Fraction(video[0].time_base)
         self._out = container.add_stream_from_template(audio)
-        self._base = Fraction(audio.time_base)
+        self._base = Fraction(audio.time_base or _TIME_BASE)
         self._packets = self._source.demux(audio)
         self._waiting: Any = None
 
