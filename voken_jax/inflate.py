@@ -18,14 +18,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def config_of(checkpoint: str) -> Config:
     """Read the configuration of a checkpoint."""
-    from voken_jax.checkpoints.inflate import config_of as read
+    from voken_jax.training.inflate import config_of as read
 
     return read(checkpoint)
 
 
 def inflated(checkpoint: str, config: Config, weights: Weights | None) -> dict[str, np.ndarray]:
-    """Make the weights of a video tokenizer of a checkpoint, as `voken_jax.checkpoints.inflate` does."""
-    from voken_jax.checkpoints.inflate import inflated as make
+    """Make the weights of a video tokenizer of a checkpoint, as `voken_jax.training.inflate` does."""
+    from voken_jax.training.inflate import inflated as make
 
     return make(checkpoint, config, weights)
 

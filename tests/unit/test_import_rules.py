@@ -39,7 +39,7 @@ FLOORS = {
         {"generator"},
         {"training"},
         {"conversion", "dry_run"},
-        {"train", "reconstruct", "encode", "sample", "evaluate", "convert", ""},
+        {"train", "reconstruct", "encode", "sample", "evaluate", "inflate", "convert", ""},
     ),
     "voken_torch": (
         {"device"},
@@ -51,7 +51,7 @@ FLOORS = {
         {"generator"},
         {"training"},
         {"conversion"},
-        {"train", "reconstruct", "encode", "sample", "evaluate", "convert", ""},
+        {"train", "reconstruct", "encode", "sample", "evaluate", "inflate", "convert", ""},
     ),
 }
 FLOOR = {package: {room: i for i, rooms in enumerate(floors) for room in rooms} for package, floors in FLOORS.items()}

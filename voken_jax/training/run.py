@@ -16,12 +16,12 @@ from voken_common.config.loading import AnyConfig, to_yaml
 from voken_common.config.tokenizer import Config
 from voken_common.training.loop import Hooks, RunLoop
 from voken_common.training.profiling import FOLDER, Profiler
-from voken_jax.checkpoints.inflate import inflated_state
 from voken_jax.checkpoints.orbax import Checkpoints
 from voken_jax.generator.data import open_tokens
 from voken_jax.generator.task import GeneratorTask
 from voken_jax.parallel.task import Task
 from voken_jax.tokenizer.task import TokenizerTask, open_images
+from voken_jax.training.inflate import inflated_state
 from voken_jax.training.step_queue import Steps
 from voken_jax.training.stop import AgreedStop, any_process
 

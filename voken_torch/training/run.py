@@ -16,7 +16,6 @@ from voken_common.config.tokenizer import Config
 from voken_common.training.log import StopRequest
 from voken_common.training.loop import Hooks, RunLoop
 from voken_common.training.profiling import FOLDER, Profiler
-from voken_torch.checkpoints.inflate import inflate_state
 from voken_torch.checkpoints.torch import Checkpoints
 from voken_torch.device.runtime import Runtime
 from voken_torch.device.transfer import placing
@@ -24,6 +23,7 @@ from voken_torch.generator.task import GeneratorTask, open_tokens
 from voken_torch.parallel.sharding import any_process, check_config, process_count, process_index, wait_for_all
 from voken_torch.parallel.task import Task, tell
 from voken_torch.tokenizer.task import TokenizerTask, open_images
+from voken_torch.training.inflate import inflate_state
 from voken_torch.training.step_queue import Steps
 
 
