@@ -23,8 +23,13 @@ from voken_jax.models.autoencoder import Autoencoder
 from voken_jax.models.functional import Network
 from voken_jax.models.layers import Policy
 
-KINDS = ["autoencoder_lfq", "autoencoder_ibq", "autoencoder_video"]
-NETWORKS = {"autoencoder_lfq": "magvit2", "autoencoder_ibq": "vqgan", "autoencoder_video": "magvit2_video"}
+KINDS = ["autoencoder_lfq", "autoencoder_lfq_2024", "autoencoder_ibq", "autoencoder_video"]
+NETWORKS = {
+    "autoencoder_lfq": "magvit2",
+    "autoencoder_lfq_2024": "magvit2",
+    "autoencoder_ibq": "vqgan",
+    "autoencoder_video": "magvit2_video",
+}
 
 CODEBOOK = "quantize.embedding.embedding"
 
@@ -33,7 +38,7 @@ def network_of(case, dtype):
     """The autoencoder of a case, whose decoder takes the latents themselves (IBQ) or their signs (LFQ)."""
     dd = case.config["ddconfig"]
     lfq = case.kind != "autoencoder_ibq"
-    section = model_section(dd, NETWORKS[case.kind])
+    section = model_section(dd, NETWORKS[case.kind]) | {"adaptive_norm": case.kind != "autoencoder_lfq_2024"}
     model = ModelConfig.model_validate_json(json.dumps(section))
     if lfq:
         quantizer = LFQConfig(codebook_size=2 ** dd["z_channels"], code_dim=dd["z_channels"])

@@ -33,6 +33,7 @@ from voken_torch.tokenizer.losses import (
 
 KINDS = [
     "autoencoder_lfq",
+    "autoencoder_lfq_2024",
     "autoencoder_ibq",
     "autoencoder_video",
     "discriminator_patchgan",
@@ -42,7 +43,12 @@ KINDS = [
     "gan_losses",
 ]
 
-NETWORKS = {"autoencoder_lfq": "magvit2", "autoencoder_ibq": "vqgan", "autoencoder_video": "magvit2_video"}
+NETWORKS = {
+    "autoencoder_lfq": "magvit2",
+    "autoencoder_lfq_2024": "magvit2",
+    "autoencoder_ibq": "vqgan",
+    "autoencoder_video": "magvit2_video",
+}
 CODEBOOK = "quantize.embedding.weight"
 TORCH_FUNCTIONS = {"mean": torch.mean, "sum": torch.sum, "abs": torch.abs, "sqrt": torch.sqrt}
 
@@ -103,7 +109,7 @@ def norms(gradients):
 
 def autoencoder_of(case, precision):
     dd, lfq = case.config["ddconfig"], case.kind != "autoencoder_ibq"
-    section = model_section(dd, NETWORKS[case.kind])
+    section = model_section(dd, NETWORKS[case.kind]) | {"adaptive_norm": case.kind != "autoencoder_lfq_2024"}
     model = ModelConfig.model_validate_json(json.dumps(section))
     if lfq:
         quantizer = LFQConfig(codebook_size=2 ** dd["z_channels"], code_dim=dd["z_channels"])
@@ -112,7 +118,7 @@ def autoencoder_of(case, precision):
     return fill(Autoencoder(model, quantizer), case.seed, precision)
 
 
-@kinds("autoencoder_lfq", "autoencoder_ibq", "autoencoder_video")
+@kinds("autoencoder_lfq", "autoencoder_lfq_2024", "autoencoder_ibq", "autoencoder_video")
 def test_autoencoder(case, precision):
     network, x = autoencoder_of(case, precision), tensor(case.input(), precision)
     shapes = {key: list(value.shape) for key, value in network.state_dict().items() if key != CODEBOOK}

@@ -49,6 +49,8 @@ class ModelConfig(Section):
     image_channels: PositiveInt = 3
     attention_resolutions: tuple[PositiveInt, ...] = ()
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    adaptive_norm: bool = True
+    """Of `magvit2`: the decoder's levels are modulated by its input. False is the network of June 2024."""
     norm_groups: PositiveInt = 32
     """Groups of every group norm, adaptive ones too; 32 in every published model. As many groups as channels at a
     level erase each channel's mean over the image, and with it absolute colour: narrow networks want fewer."""
@@ -98,6 +100,8 @@ class ModelConfig(Section):
             )
         if self.network != "vqgan" and self.attention_resolutions:
             raise ValueError(f"network {self.network} has no attention: leave attention_resolutions empty or use vqgan")
+        if self.network != "magvit2" and not self.adaptive_norm:
+            raise ValueError(f"network {self.network} has no network of June 2024: set adaptive_norm to true")
         if self.network != "vqgan" and self.dropout:
             raise ValueError(f"network {self.network} has no dropout: set dropout to 0 or use vqgan")
         return self
@@ -117,6 +121,9 @@ class LFQConfig(Section):
     enlarge_ratio: NonNegativeFloat = 3.0
     enlarge_steps: PositiveInt = 2000
     commitment_weight: NonNegativeFloat = 0.25
+    bit_order: Literal["lsb_first", "msb_first"] = "lsb_first"
+    """Worth of the first channel in an id: 1, or 2^(code_dim - 1) as in the models of June 2024; sub-tokens likewise,
+    each by itself. The first sub-token is of the first channels either way."""
     token_bits: tuple[PositiveInt, PositiveInt] | None = None
     """Token factorization: bits of the first and of the second sub-token, for the generators."""
     memory_budget_mb: PositiveInt = 64

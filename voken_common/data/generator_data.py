@@ -103,6 +103,11 @@ def open_shards(config: GeneratorConfig, path: str, *, beside: str | None = None
                 f"({source.info.tokenizer.name}), {beside} those of {training.tokenizer.fingerprint[:12]} "
                 f"({training.tokenizer.name}): the same number means other codes in each. Encode both with one"
             )
+        if training.tokenizer.precision != source.info.tokenizer.precision:
+            raise DataError(
+                f"{path} holds tokens computed in {source.info.tokenizer.precision}, {beside} those computed in "
+                f"{training.tokenizer.precision}, which differ by several per cent. Encode both in one precision"
+            )
         source.adopt_classes(training.class_names, beside)
     if config.class_names:
         source.adopt_classes(config.class_names, _NAMED)

@@ -21,7 +21,7 @@ from voken_common.checkpoints.weight_names import require_same_shapes, to_torch
 from voken_common.config.generator import GeneratorConfig, SamplingConfig
 from voken_common.config.inference import Precision
 from voken_common.config.sampling import Sampling
-from voken_common.data.tokens.format import fingerprint_of, join_ids
+from voken_common.data.tokens.format import bit_order_of, fingerprint_of, join_ids
 from voken_common.sampling.requests import (
     Samples,
     check_labels,
@@ -178,11 +178,12 @@ class Generator:
         numbers = np.array(check_seeds(seed, seeds, len(classes)), np.uint32)
         settings = check_sampling(sampling, self.config)
         tokenizer = self.tokenizer if images else None
+        order = "lsb_first" if tokenizer is None else bit_order_of(tokenizer.config)
         dtype = None if cache_dtype is None else jnp.dtype(cache_dtype)
         keys = jax.vmap(jax.random.key)(numbers)
         tokens = self._generate(self._weights, classes, keys, sampling=settings, cache_dtype=dtype)
         grid = self.config.model.grid
-        ids = jnp.asarray(join_ids(np.asarray(tokens), self.config.model.vocabularies).reshape(-1, grid, grid))
+        ids = jnp.asarray(join_ids(np.asarray(tokens), self.config.model.vocabularies, order).reshape(-1, grid, grid))
         return Samples(ids, None if tokenizer is None else tokenizer.decode(ids))
 
     def _program(

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from voken_common.config.generator import GeneratorConfig
 from voken_common.data.generator_data import require_fitting_tokenizer, require_same_tokenizer
-from voken_common.data.tokens.format import join_ids, sub_tokens
+from voken_common.data.tokens.format import bit_order_of, join_ids, sub_tokens
 from voken_jax.models.functional import Weights
 from voken_jax.parallel.sharding import batch_sharding, replicated
 from voken_jax.quantizers.configured import encode_indices
@@ -57,11 +57,11 @@ class FrozenTokenizer:
     def decode(self, tokens: Int[np.ndarray, "B T S"]) -> Float[np.ndarray, "B H W 3"]:
         """Images in [-1, 1], computed on one device."""
         grid = self._model.grid
-        ids = join_ids(tokens, self._model.vocabularies).reshape(-1, grid, grid)
+        ids = join_ids(tokens, self._model.vocabularies, bit_order_of(self.tokenizer.config)).reshape(-1, grid, grid)
         return np.asarray(self.tokenizer.decode(ids))
 
     def _tokens(self, weights: Weights, images: Array) -> Array:
         model = self._network.bind(weights)
         ids = encode_indices(self.tokenizer.config.quantizer, model.encode(images), model.codebook)
         ids = ids.reshape(ids.shape[0], -1)
-        return jnp.stack(sub_tokens(ids, self._model.vocabularies), axis=-1)
+        return jnp.stack(sub_tokens(ids, self._model.vocabularies, bit_order_of(self.tokenizer.config)), axis=-1)

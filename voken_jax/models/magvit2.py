@@ -151,7 +151,10 @@ class UpLevel(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Codes to images or clips. List index i of `up` and `adaptive` is the level, 0 at full resolution."""
+    """Codes to images or clips. List index i of `up` and `adaptive` is the level, 0 at full resolution.
+
+    Without `adaptive_norm` (the networks of June 2024) the codes go in once, at the start.
+    """
 
     def __init__(self, config: ModelConfig, *, policy: Policy, rngs: nnx.Rngs):
         policy = policy.with_groups(config.norm_groups)
@@ -161,9 +164,10 @@ class Decoder(nnx.Module):
         self.mid_block = _blocks(convolve, config.residual_blocks, widths[-1], widths[-1], policy, rngs)
         entering = [*widths[1:], widths[-1]]
         self.up = nnx.List([UpLevel(config, i, width, policy=policy, rngs=rngs) for i, width in enumerate(entering)])
-        self.adaptive = nnx.List(
-            [AdaptiveGroupNorm(config.z_channels, width, policy=policy, rngs=rngs) for width in entering]
-        )
+        if config.adaptive_norm:
+            self.adaptive = nnx.List(
+                [AdaptiveGroupNorm(config.z_channels, width, policy=policy, rngs=rngs) for width in entering]
+            )
         self.norm_out = GroupNorm(widths[0], policy=policy)
         self.conv_out = convolve(widths[0], config.image_channels, 3, policy=policy, rngs=rngs)
         self.remat = policy.remat
@@ -176,7 +180,8 @@ class Decoder(nnx.Module):
             x = run(block, x)
         for i in reversed(range(len(self.up))):
             level = self.up[i]
-            x = self.adaptive[i](x, z)
+            if hasattr(self, "adaptive"):
+                x = self.adaptive[i](x, z)
             for block in level.block:
                 x = run(block, x)
             if hasattr(level, "upsample"):

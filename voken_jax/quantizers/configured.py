@@ -51,7 +51,7 @@ def quantize(
             "entropy_loss": out.aux_loss,
             "commitment_loss": out.commitment,
         }
-        return Quantized(out.quantized, out.indices, terms)
+        return Quantized(out.quantized, lfq_indices(_in_order(config, latents)), terms)
     if isinstance(config, IBQConfig):
         return _ibq(config, latents, codebook, mesh)
     found = vq(
@@ -95,7 +95,7 @@ def encode_indices(
     """Ids only: no losses, and streaming over the codebook where there is one."""
     latents = _wide(latents)
     if isinstance(config, LFQConfig):
-        return lfq_indices(latents)
+        return lfq_indices(_in_order(config, latents))
     budget = config.memory_budget_mb * MIB
     if isinstance(config, IBQConfig):
         return ibq_encode(latents, _required(codebook), memory_budget_bytes=budget)
@@ -105,19 +105,24 @@ def encode_indices(
 def lookup(config: QuantizerConfig, indices: Int[Array, "B h w"], codebook: Codebook) -> Float[Array, "B h w D"]:
     """The codes of these ids, as the decoder takes them."""
     if isinstance(config, LFQConfig):
-        return indices_to_codes(indices, config.code_dim)
+        return _in_order(config, indices_to_codes(indices, config.code_dim))
     return codebook_lookup(indices, _required(codebook))
 
 
 def code_indices(config: QuantizerConfig, codes: Float[Array, "B h w D"], codebook: Codebook) -> Int[Array, "B h w"]:
     """Ids of exact codes, the inverse of `lookup`: nearest by distance, which an inner product need not be."""
     if isinstance(config, LFQConfig):
-        return lfq_indices(codes)
+        return lfq_indices(_in_order(config, codes))
     return vq_encode(codes, _required(codebook), memory_budget_bytes=config.memory_budget_mb * MIB)
 
 
 def _wide(latents: Float[Array, "B h w D"]) -> Float[Array, "B h w D"]:
     return latents.astype(jnp.promote_types(latents.dtype, jnp.float32))
+
+
+def _in_order(config: LFQConfig, channels: Float[Array, "B h w D"]) -> Float[Array, "B h w D"]:
+    """Channels with the least significant bit first, from those of a code, and back."""
+    return jnp.flip(channels, -1) if config.bit_order == "msb_first" else channels
 
 
 def _required(codebook: Codebook) -> Float[Array, "K D"]:

@@ -18,7 +18,7 @@ from voken_common.checkpoints.weight_names import require_same_shapes
 from voken_common.config.generator import GeneratorConfig, SamplingConfig
 from voken_common.config.inference import Precision
 from voken_common.config.sampling import Sampling
-from voken_common.data.tokens.format import fingerprint_of, join_ids
+from voken_common.data.tokens.format import bit_order_of, fingerprint_of, join_ids
 from voken_common.sampling.requests import (
     Samples,
     check_labels,
@@ -178,8 +178,11 @@ class Generator:
         numbers = check_seeds(seed, seeds, len(classes))
         settings = check_sampling(sampling, self.config)
         tokenizer = self.tokenizer if images else None
+        order = "lsb_first" if tokenizer is None else bit_order_of(tokenizer.config)
         placed = torch.from_numpy(classes).to(self.runtime.device, torch.int64)
         tokens = generate(self._network, placed, numbers, settings, cache_dtype, graphs=True)
         model = self.config.model
-        ids = torch.from_numpy(join_ids(tokens.cpu().numpy(), model.vocabularies)).reshape(-1, model.grid, model.grid)
+        ids = torch.from_numpy(join_ids(tokens.cpu().numpy(), model.vocabularies, order)).reshape(
+            -1, model.grid, model.grid
+        )
         return Samples(ids, None if tokenizer is None else tokenizer.decode(ids))

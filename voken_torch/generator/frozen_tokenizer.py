@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from voken_common.config.generator import GeneratorConfig
-from voken_common.data.tokens.format import join_ids, sub_tokens
+from voken_common.data.tokens.format import bit_order_of, join_ids, sub_tokens
 from voken_torch.device.runtime import Runtime
 from voken_torch.tokenizer.api import Tokenizer
 
@@ -44,10 +44,12 @@ class FrozenTokenizer:
     def encode(self, images: Float[Tensor, "B H W 3"]) -> Int[Tensor, "B T S"]:
         """Tokens (int32) of images in [-1, 1], on the device: nothing waits for it."""
         ids = self.tokenizer.encode(images.movedim(-1, 1)).flatten(1)
-        return torch.stack(sub_tokens(ids, self._model.vocabularies), -1)
+        return torch.stack(sub_tokens(ids, self._model.vocabularies, bit_order_of(self.tokenizer.config)), -1)
 
     def decode(self, tokens: Int[np.ndarray, "B T S"]) -> Float[np.ndarray, "B H W 3"]:
         """Images in [-1, 1]."""
         grid = self._model.grid
-        ids = torch.from_numpy(join_ids(tokens, self._model.vocabularies)).reshape(-1, grid, grid)
+        ids = torch.from_numpy(join_ids(tokens, self._model.vocabularies, bit_order_of(self.tokenizer.config))).reshape(
+            -1, grid, grid
+        )
         return self.tokenizer.decode(ids).movedim(1, -1).float().cpu().numpy()

@@ -160,7 +160,10 @@ class UpLevel(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Codes to images or clips. List index i of `up` and `adaptive` is the level, 0 at full resolution."""
+    """Codes to images or clips. List index i of `up` and `adaptive` is the level, 0 at full resolution.
+
+    Without `adaptive_norm` (the networks of June 2024) the codes go in once, at the start.
+    """
 
     def __init__(self, config: ModelConfig, policy: Policy):
         super().__init__()
@@ -171,15 +174,18 @@ class Decoder(nn.Module):
         self.conv_in = convolve(config.z_channels, widths[-1], 3)
         self.mid_block = Blocks(config, widths[-1], widths[-1], policy)
         self.up = nn.ModuleList([UpLevel(config, i, width, policy) for i, width in enumerate(entering)])
-        self.adaptive = nn.ModuleList([AdaptiveGroupNorm(config.z_channels, width, policy) for width in entering])
+        if config.adaptive_norm:
+            self.adaptive = nn.ModuleList([AdaptiveGroupNorm(config.z_channels, width, policy) for width in entering])
         self.norm_out = GroupNorm(widths[0], groups=policy.norm_groups)
         self.conv_out = convolve(widths[0], config.image_channels, 3)
 
     def features(self, z: Float[Tensor, "B Z *s"]) -> Float[Tensor, "B C *S"]:
         """Compute the input of the last convolution."""
         x = self.mid_block(self.conv_in(z))
-        for level, adaptive in zip(reversed(self.up), reversed(self.adaptive), strict=True):
-            x = level(adaptive(x, z))
+        for i in reversed(range(len(self.up))):
+            if hasattr(self, "adaptive"):
+                x = self.adaptive[i](x, z)
+            x = self.up[i](x)
         return F.silu(self.norm_out(x))
 
     def forward(self, z: Float[Tensor, "B Z *s"]) -> Float[Tensor, "B 3 *S"]:

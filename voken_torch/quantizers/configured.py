@@ -71,7 +71,7 @@ def _lfq(config: LFQConfig, latents: Float[Tensor, "B h w D"], reduce_mean: Redu
         "entropy_loss": out.aux_loss,
         "commitment_loss": out.commitment,
     }
-    return Quantized(out.quantized, out.indices, terms)
+    return Quantized(out.quantized, lfq_indices(_in_order(config, latents)), terms)
 
 
 def _ibq(
@@ -104,7 +104,7 @@ def encode_indices(
     """Ids only: no losses, and streaming over the codebook where there is one."""
     latents = at_least_float32(latents)
     if isinstance(config, LFQConfig):
-        return lfq_indices(latents)
+        return lfq_indices(_in_order(config, latents))
     budget = config.memory_budget_mb * MIB
     if isinstance(config, IBQConfig):
         return ibq_encode(latents, _required(codebook), memory_budget_bytes=budget)
@@ -114,15 +114,20 @@ def encode_indices(
 def lookup(config: QuantizerConfig, indices: Int[Tensor, "B h w"], codebook: Codebook) -> Float[Tensor, "B h w D"]:
     """The codes of these ids, as the decoder takes them."""
     if isinstance(config, LFQConfig):
-        return indices_to_codes(indices, config.code_dim)
+        return _in_order(config, indices_to_codes(indices, config.code_dim))
     return codebook_lookup(indices, _required(codebook))
 
 
 def code_indices(config: QuantizerConfig, codes: Float[Tensor, "B h w D"], codebook: Codebook) -> Int[Tensor, "B h w"]:
     """Ids of exact codes, the inverse of `lookup`: nearest by distance, which an inner product need not be."""
     if isinstance(config, LFQConfig):
-        return lfq_indices(codes)
+        return lfq_indices(_in_order(config, codes))
     return vq_encode(codes, _required(codebook), memory_budget_bytes=config.memory_budget_mb * MIB)
+
+
+def _in_order(config: LFQConfig, channels: Float[Tensor, "B h w D"]) -> Float[Tensor, "B h w D"]:
+    """Channels with the least significant bit first, from those of a code, and back."""
+    return channels.flip(-1) if config.bit_order == "msb_first" else channels
 
 
 def _required(codebook: Codebook) -> Float[Tensor, "K D"]:

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[3]
 MANIFESTS = ROOT / "tests" / "manifests"
 GENERATORS = [model for model in MODELS if model.family == "generator"]
 TOKENIZERS = [model for model in MODELS if model.family == "image tokenizer" and has_config(model)]
+RECIPES = [model for model in TOKENIZERS if model.project != "Emu3.5"]
 EMA_BOOKKEEPING = {"model_ema.decay", "model_ema.num_updates"}
 
 
@@ -55,7 +56,7 @@ def perceptual():
 
 
 def test_every_published_image_model_and_generator_has_a_configuration():
-    folders = (ROOT / "configs" / folder for folder in ("open_magvit2", "ibq"))
+    folders = (ROOT / "configs" / folder for folder in ("open_magvit2", "ibq", "emu3_5"))
     configs = {path.relative_to(ROOT).as_posix() for folder in folders for path in folder.iterdir()}
     assert {model.config for model in TOKENIZERS + GENERATORS} == configs
     assert len(GENERATORS) == 7
@@ -87,6 +88,9 @@ def test_weights_have_the_published_names_and_shapes(model, perceptual):
     averages = {names.ema_name(key): shape for key, shape in trained.items()}
     assert len(averages) == len(trained)
     manifest = manifest_of(model)
+    if not model.averages:
+        assert in_torch_terms(players.autoencoder.parameters) == manifest
+        return
     bookkeeping = {key: manifest.pop(key) for key in EMA_BOOKKEEPING}
     assert all(shape == [] for shape in bookkeeping.values())
     assert trained | fixed | averages == manifest
@@ -97,13 +101,13 @@ def test_weights_have_the_published_names_and_shapes(model, perceptual):
     names.require_same_shapes(in_jax_terms(published), ours, model.name)
 
 
-@pytest.mark.parametrize("model", TOKENIZERS, ids=lambda model: model.name)
+@pytest.mark.parametrize("model", RECIPES, ids=lambda model: model.name)
 def test_recipe(model):
     config = load_config(ROOT / model.config)
     quantizer, training, schedule = config.quantizer, config.training, config.optimizer.schedule
     assert training.batch_size == 256
     assert (config.optimizer.learning_rate, config.optimizer.betas) == (1e-4, (0.5, 0.9))
-    assert config.data.image_size == config.model.resolution == (128 if "128_L" in model.name else 256)
+    assert config.data.image_size == config.model.resolution == (128 if "gan_128" in model.name else 256)
     pretrained = model.name.startswith("pretrain")
     assert config.data.resize == ("cv2" if model.name.startswith("imagenet_ibqgan") else "pil")
     assert not config.data.flip
@@ -112,7 +116,8 @@ def test_recipe(model):
     assert pretrained or config.data.train.exclude == ("n06596364_9591.JPEG",)
     assert config.adversarial.generator_weight == 0.1
     assert config.adversarial.start_step == 0
-    assert config.adversarial.lecam_weight == (0.01 if "128_L" in model.name else 0.05)
+    lecam = {"imagenet_lfqgan_128_L": 0.01, "imagenet_lfqgan_128_B": 0.005, "imagenet_lfqgan_256_B": 0.005}
+    assert config.adversarial.lecam_weight == lecam.get(model.name, 0.05)
     if quantizer.kind == "lfq":
         assert quantizer.codebook_size == (2**14 if "16384" in model.name else 2**18)
         assert (quantizer.codebook_weight, quantizer.commitment_weight) == (0.1, 0.25)
@@ -124,6 +129,8 @@ def test_recipe(model):
         "imagenet_lfqgan_256_L": (270, (200, 250)),
         "imagenet_lfqgan_128_L": (350, (250, 300)),
         "imagenet_ibqgan_8192": (280, (250,)),
+        "imagenet_lfqgan_256_B": (150, ()),
+        "imagenet_lfqgan_128_B": (150, ()),
     }
     epochs, drops = (None, ()) if pretrained else length.get(model.name, (330, (250, 300)))
     assert (training.epochs, schedule.drop_epochs) == (epochs, drops)
@@ -147,6 +154,19 @@ def test_lookup():
     assert model.parameters == 2063.3
     assert find("IBQ/imagenet_conditional_llama_XXL") is find("TencentARC/IBQ-AR-XXL") is model
     assert find("TencentARC/Open-MAGVIT2:imagenet_128_B.ckpt").name == "imagenet_lfqgan_128_B"
+
+
+@pytest.mark.parametrize("model", TOKENIZERS, ids=lambda model: model.name)
+def test_codes_and_sizes_are_those_of_configuration_and_manifest(model):
+    config = load_config(ROOT / model.config)
+    quantizer = config.quantizer
+    assert (model.codes, model.dimension) == ((quantizer.codebook_size,), quantizer.code_dim)
+    assert model.downsampling == (config.model.downsampling,)
+    prefixes = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
+    count = sum(math.prod(shape) for key, shape in manifest_of(model).items() if key.startswith(prefixes))
+    assert model.parameters == round(count / 1e6, 1)
+    first = model.name.endswith("_B")
+    assert getattr(quantizer, "bit_order", "lsb_first") == ("msb_first" if first else "lsb_first")
 
 
 def test_names_and_files_are_of_one_model():

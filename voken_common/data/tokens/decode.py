@@ -56,7 +56,8 @@ def decode_dataset(
     with tqdm(total=count, unit="image", disable=not show, mininterval=0.5 if sys.stderr.isatty() else 15.0) as bar:
         for first in range(0, count, batch_size):
             samples = [source[index] for index in range(first, min(first + batch_size, count))]
-            ids = join_ids(np.stack([sample["tokens"] for sample in samples]), info.vocabularies)
+            tokens = np.stack([sample["tokens"] for sample in samples])
+            ids = join_ids(tokens, info.vocabularies, info.tokenizer.bit_order)
             padded = np.concatenate([ids, np.repeat(ids[-1:], batch_size - len(ids), axis=0)])
             images = to_uint8(tokenizer.decode(padded.reshape(-1, *info.grid)))
             for number, (sample, image) in enumerate(zip(samples, images, strict=False), start=first):

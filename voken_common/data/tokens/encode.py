@@ -253,7 +253,9 @@ def _write_shard(
         for samples in _split(token_folder.samples_of(number, info), encoding):
             batch = next(batches)
             ids = tokenizer.encode(transforms.to_float(batch["image"]))
-            tokens = split_ids(ids, info.vocabularies).reshape(len(ids), info.tokens, len(info.vocabularies))
+            tokens = split_ids(ids, info.vocabularies, info.tokenizer.bit_order).reshape(
+                len(ids), info.tokens, len(info.vocabularies)
+            )
             for place, (sample, row) in enumerate(zip(samples, batch["rows"], strict=True)):
                 if isinstance(row, str):
                     log.record([BadImage(sample // encoding.crops, row)])

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 _HEADER = struct.Struct("<IiHH")
 _CHECKSUM = struct.Struct("<I")
-_LATER = frozenset({"norm_groups"})
+_LATER = frozenset({"norm_groups", "adaptive_norm"})
+BitOrder = Literal["lsb_first", "msb_first"]
+"""Worth of a code's first channel in its id; see `bit_order` of LFQ's configuration."""
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -48,6 +50,17 @@ class TokenizerInfo(_Section):
     """See `fingerprint`."""
     config: dict[str, Any]
     """Its whole configuration."""
+
+    @property
+    def precision(self) -> str:
+        """What was computed in: others round some ids to other codes."""
+        return str(self.config.get("precision", {}).get("compute_dtype", "float32"))
+
+    @property
+    def bit_order(self) -> BitOrder:
+        """The order of the bits of its ids, as `bit_order_of` says it."""
+        order = self.config.get("quantizer", {}).get("bit_order")
+        return "msb_first" if order == "msb_first" else "lsb_first"
 
 
 class ShardInfo(_Section):
@@ -104,7 +117,8 @@ class TokenInfo(_Section):
     def identity(self) -> dict[str, Any]:
         """All that has to be the same for a run to go on in this folder; where the checkpoint lies is not."""
         values = self.model_dump(mode="json", exclude={"complete", "records", "classes", "bad", "sizes"})
-        values["tokenizer"] = self.tokenizer.fingerprint
+        # Fingerprints of earlier versions do not tell precisions apart.
+        values["tokenizer"] = [self.tokenizer.fingerprint, self.tokenizer.precision]
         if not self.class_names:
             # Folders of versions that did not keep the names stay the same data sets.
             del values["class_names"]
@@ -206,24 +220,39 @@ def decode_record(data: bytes, vocabularies: Sequence[int], tokens: int) -> Reco
     return Record(ids, label, key, crop)
 
 
-def split_ids(ids: Int[np.ndarray, "*b"], vocabularies: Sequence[int]) -> Int32[np.ndarray, "*b S"]:
+def bit_order_of(config: Config) -> BitOrder:
+    """The order of the bits of a tokenizer's ids; learned codes have none, and any will do."""
+    order: BitOrder = getattr(config.quantizer, "bit_order", "lsb_first")
+    return order
+
+
+def split_ids(
+    ids: Int[np.ndarray, "*b"], vocabularies: Sequence[int], bit_order: BitOrder = "lsb_first"
+) -> Int32[np.ndarray, "*b S"]:
     """Ids of any integer type as sub-tokens, those of `sub_tokens` side by side.
 
     Raises:
         ValueError: ids that are no integers, or outside the vocabularies.
     """
-    return np.stack(sub_tokens(_widened(ids, math.prod(vocabularies), "ids"), vocabularies), -1)
+    return np.stack(sub_tokens(_widened(ids, math.prod(vocabularies), "ids"), vocabularies, bit_order), -1)
 
 
-def sub_tokens(ids: Any, vocabularies: Sequence[int]) -> list[Any]:
-    """The sub-tokens of ids, an array each: of two, the first takes the lowest bits (first channels of an LFQ code).
+def sub_tokens(ids: Any, vocabularies: Sequence[int], bit_order: BitOrder = "lsb_first") -> list[Any]:
+    """The sub-tokens of ids, an array each: of two, the first is of the first channels of an LFQ code.
 
-    Works on integer arrays of NumPy and of either framework, of a type that holds every id: see `split_ids`.
+    Those are the lowest bits of an id, or with `msb_first` the highest; a sub-token has the order of the id. Works on
+    integer arrays of NumPy and of either framework, of a type that holds every id: see `split_ids`.
     """
-    return [ids] if len(vocabularies) == 1 else [ids % vocabularies[0], ids // vocabularies[0]]
+    if len(vocabularies) == 1:
+        return [ids]
+    if bit_order == "msb_first":
+        return [ids // vocabularies[1], ids % vocabularies[1]]
+    return [ids % vocabularies[0], ids // vocabularies[0]]
 
 
-def join_ids(tokens: Int[np.ndarray, "*b S"], vocabularies: Sequence[int]) -> Int32[np.ndarray, "*b"]:
+def join_ids(
+    tokens: Int[np.ndarray, "*b S"], vocabularies: Sequence[int], bit_order: BitOrder = "lsb_first"
+) -> Int32[np.ndarray, "*b"]:
     """Inverse of `split_ids`.
 
     Raises:
@@ -233,7 +262,11 @@ def join_ids(tokens: Int[np.ndarray, "*b S"], vocabularies: Sequence[int]) -> In
     if not found.ndim or found.shape[-1] != len(vocabularies):
         raise ValueError(f"sub-tokens have shape {found.shape}, expected (..., {len(vocabularies)})")
     parts = [_widened(found[..., i], v, f"sub-tokens {i}") for i, v in enumerate(vocabularies)]
-    return parts[0] if len(parts) == 1 else parts[0] + parts[1] * np.int32(vocabularies[0])
+    if len(parts) == 1:
+        return parts[0]
+    if bit_order == "msb_first":
+        return parts[0] * np.int32(vocabularies[1]) + parts[1]
+    return parts[0] + parts[1] * np.int32(vocabularies[0])
 
 
 def _widened(ids: Any, count: int, name: str) -> Int32[np.ndarray, "*b"]:
@@ -248,10 +281,10 @@ def _widened(ids: Any, count: int, name: str) -> Int32[np.ndarray, "*b"]:
 
 
 def fingerprint(config: Config, weights: Mapping[str, np.ndarray]) -> str:
-    """A hash of what decides a tokenizer's ids and images: networks, quantizer, and every weight.
+    """A hash of what decides a tokenizer's ids and images: networks, quantizer, precision, and every weight.
 
     Args:
-        config: of the tokenizer.
+        config: of the tokenizer, with the precision that it computes in.
         weights: torch name -> array in torch layout, so that both frameworks find the same.
     """
     quantizer = config.quantizer.model_dump(mode="json")
@@ -260,6 +293,10 @@ def fingerprint(config: Config, weights: Mapping[str, np.ndarray]) -> str:
     defaults = {name: field.default for name, field in type(config.model).model_fields.items()}
     # Settings that came later count where they are used: tokens of earlier versions stay those of their tokenizer.
     network = {key: value for key, value in model.items() if key not in _LATER or value != defaults[key]}
+    if bit_order_of(config) != "lsb_first":
+        decisive["bit_order"] = bit_order_of(config)
+    if config.precision.compute_dtype != "float32":
+        decisive["precision"] = config.precision.compute_dtype
     return fingerprint_of([network, decisive], weights)
 
 
