@@ -64,10 +64,20 @@ def pad_to_multiple(
     Returns:
         the padded images, and the region that crops them, or their reconstruction, back.
     """
-    if np.asarray(images).dtype == np.uint8:
-        raise TypeError("pad_to_multiple pads with 0, which is grey only in [-1, 1]; convert by from_uint8 first")
     height, width = images.shape[-3:-1]
-    top, left = (-height % multiple) // 2, (-width % multiple) // 2
-    bottom, right = -height % multiple - top, -width % multiple - left
+    return pad_to_size(images, height + -height % multiple, width + -width % multiple)
+
+
+def pad_to_size(
+    images: Num[np.ndarray, "*b h w c"], rows: int, columns: int
+) -> tuple[Num[np.ndarray, "*b hh ww c"], Region]:
+    """As `pad_to_multiple`, to a height and width that are not less than those of the images."""
+    if np.asarray(images).dtype == np.uint8:
+        raise TypeError("padding is with 0, which is grey only in [-1, 1]; convert by from_uint8 first")
+    height, width = images.shape[-3:-1]
+    if rows < height or columns < width:
+        raise ValueError(f"images are {height} x {width}: they cannot be padded to {rows} x {columns}")
+    top, left = (rows - height) // 2, (columns - width) // 2
+    bottom, right = rows - height - top, columns - width - left
     widths = [(0, 0)] * (images.ndim - 3) + [(top, bottom), (left, right), (0, 0)]
     return np.pad(images, widths), Region(top, left, top + height, left + width)

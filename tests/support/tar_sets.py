@@ -7,7 +7,7 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-FORMATS = {"jpg": "JPEG", "jpeg.jpg": "JPEG", "jpg.jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
+FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "jpeg.jpg": "JPEG", "jpg.jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 
 def encoded(number, extension="png", size=(8, 8)):

@@ -77,6 +77,7 @@ def transfer(options: argparse.Namespace, load: Load) -> int:
 
 
 def _encode(options: argparse.Namespace, load: Load) -> None:
+    from voken_common.data.inspection import look_through
     from voken_common.data.tokens.encode import Encoding, encode_dataset
     from voken_common.data.tokens.folder import overwrite
     from voken_common.data.tokens.requested import data_config, sub_token_bits
@@ -97,6 +98,8 @@ def _encode(options: argparse.Namespace, load: Load) -> None:
     if options.overwrite and (removed := overwrite(options.output)):
         shown = ", ".join(removed[:6]) + (f" and {len(removed) - 6} more" if len(removed) > 6 else "")
         print(f"--overwrite: removed {len(removed)} files from {options.output}: {shown}")
+    # A file that is no image is found before anything compiles.
+    look_through(data.model_copy(update={"validation": None}))
     info = encode_dataset(tokenizer, data, options.output, encoding)
     if info is None:
         print(f"{options.output}: the shards of this process are finished, those of others are not")

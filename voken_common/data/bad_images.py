@@ -27,8 +27,10 @@ class BadImageLimit:
     def __init__(self, length: int, max_fraction: float):
         self._length = length
         self._max_fraction = max_fraction
-        # A hair more, so that 0.29 of 100 allows 29 and not 28.
-        self.allowed = int(max_fraction * length + 1e-9)
+        # A hair more, so that 0.29 of 100 allows 29 and not 28. On a small set one bad file does not end a run, unless
+        # none is allowed at all, or it is the only one.
+        some = max(1, int(max_fraction * length + 1e-9)) if max_fraction else 0
+        self.allowed = min(some, length - 1)
 
     def check(self, bad: Iterable[BadImage]) -> None:
         """Raise TooManyBadImagesError if these distinct images are more than allowed."""

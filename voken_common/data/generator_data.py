@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from voken_common.config.generator import GeneratorConfig
 from voken_common.config.tokenizer import Config
 from voken_common.data.errors import DataError
+from voken_common.data.inspection import look_through
 from voken_common.data.pipeline import TrainIterator, ValidationBatches, build_train_iterator, build_validation_batches
 from voken_common.data.sources.build import build_source, classes_of
 from voken_common.data.tokens.folder import read_info
@@ -45,6 +46,7 @@ def open_training(config: GeneratorConfig, process_index: int, process_count: in
         images = build_source(config.data.images.train)
         if config.class_names:
             images.adopt_classes(config.class_names, _NAMED)
+        look_through(config.data.images, images)
         return build_train_iterator(config.data.images, source=images, **placement)
     assert config.data.train is not None, "the schema asks for shards or images"
     return build_token_iterator(config.data, source=open_shards(config, config.data.train), **placement)

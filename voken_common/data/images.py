@@ -60,6 +60,15 @@ class SampleLoader:
                 self._cache[image_index] = self._resized(index)
             return self._cache[image_index]
 
+    def whole(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
+        """The image of a sample in its own size, and its label.
+
+        Raises:
+          ImageDecodeError, ReadError: as `resized`.
+        """
+        image, label = self._decoded(index)
+        return np.asarray(image), label
+
     def cut(self, index: int, place: transforms.Place) -> tuple[UInt8[np.ndarray, "s s 3"], int]:
         """A square of `resized`, of which only that square is computed where the configuration permits, and the label.
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from voken_common.config.schedules import build_schedule
 from voken_common.config.tokenizer import Config
+from voken_common.data.inspection import look_through
 from voken_common.data.pipeline import TrainIterator, build_train_iterator, build_validation_batches
 from voken_common.data.sources.build import build_source
 from voken_common.training.log import SHOWN, RunLog
@@ -30,6 +31,7 @@ def open_images(config: Config) -> TrainIterator:
     logger.info("training on %s", source.describe())
     if config.data.validation is None:
         logger.info("data.validation is not set: no validation, no pictures")
+    look_through(config.data, source)
     return build_train_iterator(
         config.data,
         batch_size_per_process=config.training.batch_size // jax.process_count(),

@@ -23,6 +23,7 @@ from voken_torch.tokenizer.validation import Validator
 def open_images(config: Config) -> Any:
     """The training images."""
     # Imported late: Grain loads JAX where JAX is installed.
+    from voken_common.data.inspection import look_through
     from voken_common.data.pipeline import build_train_iterator
     from voken_common.data.sources.build import build_source
 
@@ -30,6 +31,7 @@ def open_images(config: Config) -> Any:
     tell("training on %s", source.describe())
     if config.data.validation is None:
         tell("data.validation is not set: no validation, no pictures")
+    look_through(config.data, source)
     return build_train_iterator(
         config.data,
         batch_size_per_process=config.training.batch_size // process_count(),

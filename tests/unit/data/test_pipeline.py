@@ -429,6 +429,9 @@ def test_files_that_vanish_and_lines_of_pixels_are_bad_images(tmp_path, caplog):
     assert f"{tmp_path}/line.png: found 1x4000 pixels, expected sides within a ratio of 256" in caplog.text
 
 
-@pytest.mark.parametrize("length, fraction, allowed", [(100, 0.29, 29), (999, 0.001, 0), (1000, 0.001, 1), (7, 0.0, 0)])
+@pytest.mark.parametrize(
+    "length, fraction, allowed",
+    [(100, 0.29, 29), (999, 0.001, 1), (61, 0.001, 1), (2000, 0.001, 2), (7, 0.0, 0), (1, 0.5, 0)],
+)
 def test_the_limit_is_a_whole_number_of_images(length, fraction, allowed):
     assert BadImageLimit(length, fraction).allowed == allowed

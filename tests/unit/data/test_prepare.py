@@ -154,16 +154,16 @@ def test_prepare_writes_samples_filter_keys_and_index(mixed_set, tmp_path, capsy
     assert [index.read(i) for i in range(5)] == [encoded(i, size=(16, 16)) for i in range(5)]
     output = capsys.readouterr().out
     assert f"laion: 2 tars, 5 good images, 5 bad: {out}/laion.index" in output
-    assert "passed over: members that look like images but are not named <sample>.jpg, .jpeg.jpg, " in output
+    assert "passed over: members that look like images but are not named <sample>.jpg, .jpeg, .jpeg.jpg, " in output
     assert run(mixed_set, "--output", tmp_path / "all", "--workers", "0") == 0
     assert read_json(tmp_path / "all" / "laion.samples.json") == {"00.tar": 3, "01.tar": 4}
 
 
 def test_names_that_are_no_text_are_told_as_they_can_be(tmp_path, capsys):
     name = os.fsdecode(b"latin\xe9")
-    write_tar(tmp_path / "set" / "0.tar", [(f"{name}.jpeg", encoded(1)), (f"{name}.png", encoded(2))])
+    write_tar(tmp_path / "set" / "0.tar", [(f"{name}.bmp", encoded(1)), (f"{name}.png", encoded(2))])
     assert run(tmp_path / "set", "--output", tmp_path / "out", "--workers", "0") == 0
-    assert "for example 0.tar:latin\\udce9.jpeg" in capsys.readouterr().out
+    assert "for example 0.tar:latin\\udce9.bmp" in capsys.readouterr().out
     assert TarIndex(str(tmp_path / "out" / "set.index"), str(tmp_path / "set")).name(0) == f"{name}.png"
 
 
@@ -234,14 +234,21 @@ def test_errors_of_the_command(tmp_path, capsys):
     one, two = write_set(tmp_path / "a" / "set", [1]), write_set(tmp_path / "b" / "set", [1])
     assert run(one, two, "--output", tmp_path) == 1
     assert "sets must have different names, found set, set" in capsys.readouterr().err
-    write_tar(tmp_path / "bad" / "0.tar", [("a.png", b"junk"), ("b.jpeg", encoded(1))])
+    write_tar(tmp_path / "bad" / "0.tar", [("a.png", b"junk"), ("b.bmp", encoded(1))])
     assert run(tmp_path / "bad", "--output", tmp_path / "out", "--workers", "0") == 1
     message = capsys.readouterr().err
     assert "no good image in the 1 tars of" in message
-    assert "looked for members named <sample>.jpg, .jpeg.jpg, .jpg.jpg, .png, .webp" in message
+    assert "looked for members named <sample>.jpg, .jpeg, .jpeg.jpg, .jpg.jpg, .png, .webp" in message
     assert "First problems: members that look like images but are not named <sample>.jpg, " in message
-    assert ".webp: 1, for example 0.tar:b.jpeg; 0.tar: a.png: not an image in a known format" in message
+    assert ".webp: 1, for example 0.tar:b.bmp; 0.tar: a.png: not an image in a known format" in message
     assert not (tmp_path / "out" / "bad.index").exists()
+    assert run(one, tmp_path / "empty", tmp_path / "bad", "--output", tmp_path / "some", "--workers", "0") == 1
+    captured = capsys.readouterr()
+    assert "set: 1 tars, 1 good images" in captured.out
+    assert (tmp_path / "some" / "set.index").is_file()
+    assert "error: no tars in" in captured.err
+    assert "error: no good image in the 1 tars of" in captured.err
+    assert "1 of 3 sets were prepared, 2 were not" in captured.err
     (tmp_path / "file").write_text("")
     assert run(one, "--output", tmp_path / "file", "--workers", "0") == 1
     assert "error: " in capsys.readouterr().err
@@ -280,7 +287,7 @@ def test_samples_are_those_of_webdataset(tmp_path):
         sample, extension = sample_key(member.name)
         ours[f"{sample}.{extension}"] = data[member.start : member.start + member.size]
     assert ours == found
-    assert len(ours) == 6
+    assert len(ours) == len(IMAGE_KEYS) + 1
 
 
 def test_a_process_that_dies_is_reported(tmp_path, monkeypatch, capsys):

@@ -14,7 +14,15 @@ from voken_common.data.decode import IMAGE_SUFFIXES
 from voken_common.data.errors import DataError, some
 from voken_common.data.labels import class_names
 from voken_common.data.sources.base import ImageSource
-from voken_common.data.sources.listing import Medium, found_instead, has_tars, list_folder, nearest, top_names
+from voken_common.data.sources.listing import (
+    Medium,
+    found_instead,
+    has_tars,
+    list_folder,
+    nearest,
+    tell_passed_over,
+    top_names,
+)
 from voken_common.data.storage.array_file import StringTable
 from voken_common.data.storage.files import is_url
 
@@ -104,6 +112,7 @@ class MediaFolder(FileSource):
                 f"and in its folders. {tars}{expected}"
             )
         self.classes = class_names(found.classes) if nested else ()
+        tell_passed_over(root, medium, found)
         if nested:
             labels = np.repeat(np.arange(len(found.classes), dtype=np.int32), [len(p) for p in found.per_class])
             folders = zip(found.classes, found.per_class, strict=True)
@@ -150,7 +159,8 @@ class ListFile(FileSource):
                 "  some/folder/image.jpg\nor, with a tab between path and integer label,\n  some/folder/image.jpg\t7"
             )
         try:
-            text = self.path.read_text(encoding="utf-8")
+            # With or without a byte-order mark.
+            text = self.path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"cannot read the list file {self.path} as UTF-8 text: {error}") from error
         paths, labels = self._parse(text)
@@ -164,7 +174,8 @@ class ListFile(FileSource):
 
     def _parse(self, text: str) -> tuple[list[str], list[int]]:
         paths, labels, labelled = [], [], []
-        for number, line in enumerate(text.splitlines(), start=1):
+        # Not splitlines: names may hold what Unicode counts as an end of line.
+        for number, line in enumerate(text.split("\n"), start=1):
             if not line.strip():
                 continue
             name, tab, label = line.rstrip().partition("\t")

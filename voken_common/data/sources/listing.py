@@ -6,6 +6,7 @@ changes the time of its folder. Looking at a thousand folders costs a thousandth
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import logging
 import os
@@ -17,10 +18,12 @@ import numpy as np
 
 from voken_common.data.errors import DataError, some
 from voken_common.data.storage.array_file import ArrayFileError, StringTable, map_arrays, pack_strings, write_arrays
+from voken_common.untrusted.text import shown
 
 logger = logging.getLogger("voken.data")
 
-_VERSION = 1
+_VERSION = 2
+_ENDINGS = 5
 _YOUNG = 2_000_000_000
 """Nanoseconds within which a folder may change twice without a change of its time, on the coarsest file systems."""
 
@@ -47,6 +50,8 @@ class Listing:
     top: list[str]
     others: list[str]
     per_class: list[list[str]]
+    passed_over: list[str] = dataclasses.field(default_factory=list)
+    """Files that do not match, wherever they lie; hidden ones among them."""
 
     def without(self, names: frozenset[str]) -> Listing:
         """Without files of these names, in whichever folder."""
@@ -72,9 +77,11 @@ def list_folder(root: Path, medium: Medium, cache: str | None = None) -> Listing
     times: dict[str, int] = {}
     started = time.time_ns()
     classes, files = top_names(root, medium, times)
-    per_class = [_below(root, name, medium, times) for name in classes]
+    passed_over: list[str] = []
+    per_class = [_below(root, name, medium, times, passed_over) for name in classes]
     top = [name for name in files if medium.matches(name)]
-    found = Listing(classes, top, [name for name in files if not medium.matches(name)], per_class)
+    others = [name for name in files if not medium.matches(name)]
+    found = Listing(classes, top, others, per_class, others + passed_over)
     if cache is not None and (top or any(per_class)):
         _keep(Path(cache).expanduser(), root, medium, found, times, started)
     return found
@@ -99,8 +106,8 @@ def top_names(root: Path, medium: Medium, times: dict[str, int] | None = None) -
     return [name for name, is_folder in named if is_folder], [name for name, is_folder in named if not is_folder]
 
 
-def _below(root: Path, folder: str, medium: Medium, times: dict[str, int]) -> list[str]:
-    """Sorted paths of the matching files in a folder and its folders, relative to it."""
+def _below(root: Path, folder: str, medium: Medium, times: dict[str, int], passed_over: list[str]) -> list[str]:
+    """Sorted paths of the matching files in a folder and its folders, relative to it; others go to `passed_over`."""
     paths = []
     for parent, children, names in os.walk(root / folder, onerror=_cannot_list):
         inner = os.path.relpath(parent, root / folder)
@@ -111,6 +118,8 @@ def _below(root: Path, folder: str, medium: Medium, times: dict[str, int]) -> li
             # They might lead in a circle.
             logger.warning("%s: links to folders are not followed below a class: %s", parent, some(linked))
         matching = [name for name in names if medium.matches(name)]
+        others = sorted(set(names) - set(matching))
+        passed_over += [os.path.normpath(os.path.join(folder, inner, name)) for name in others]
         paths += matching if inner == "." else [os.path.join(inner, name) for name in matching]
     return sorted(paths)
 
@@ -131,6 +140,7 @@ def _keep(path: Path, root: Path, medium: Medium, found: Listing, times: dict[st
         "classes": found.classes,
         "top": found.top,
         "paths": [path for paths in found.per_class for path in paths],
+        "passed_over": found.passed_over,
     }
     for name, strings in tables.items():
         arrays[f"{name}_bytes"], arrays[f"{name}_ends"] = pack_strings(strings)
@@ -147,7 +157,7 @@ def _kept(path: Path, root: Path, medium: Medium) -> Listing | None:
             return None
         tables = {
             name: StringTable.of_arrays(arrays[f"{name}_bytes"], arrays[f"{name}_ends"])
-            for name in ("folders", "classes", "top", "paths")
+            for name in ("folders", "classes", "top", "paths", "passed_over")
         }
         for folder, modified in zip(tables["folders"], arrays["times"], strict=True):
             if os.stat(root / folder).st_mtime_ns != modified:
@@ -157,7 +167,7 @@ def _kept(path: Path, root: Path, medium: Medium) -> Listing | None:
         per_class = [paths[end - count : end] for end, count in zip(ends, arrays["counts"], strict=True)]
         if len(per_class) != len(tables["classes"]) or (len(ends) and ends[-1] != len(paths)):
             return None
-        return Listing(list(tables["classes"]), list(tables["top"]), [], per_class)
+        return Listing(list(tables["classes"]), list(tables["top"]), [], per_class, list(tables["passed_over"]))
     except FileNotFoundError:
         return None
     except (OSError, ArrayFileError, KeyError, ValueError) as error:
@@ -167,6 +177,28 @@ def _kept(path: Path, root: Path, medium: Medium) -> Listing | None:
 
 def _about(root: Path, medium: Medium) -> dict[str, object]:
     return {"version": _VERSION, "root": str(root.absolute()), "suffixes": list(medium.suffixes)}
+
+
+def tell_passed_over(root: Path, medium: Medium, found: Listing) -> None:
+    """Say which files of a folder are not used, since they are not named like what is looked for."""
+    if not found.passed_over:
+        return
+    endings = collections.Counter(_ending(name) for name in found.passed_over)
+    counts = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(_ENDINGS))
+    logger.warning(
+        "%s: %d file(s) are passed over (%s), for example %s; %ss are files named %s",
+        root,
+        len(found.passed_over),
+        counts,
+        shown(found.passed_over[0]),
+        medium.noun,
+        ", ".join(medium.suffixes),
+    )
+
+
+def _ending(name: str) -> str:
+    base = os.path.basename(name)
+    return "hidden" if base.startswith(".") else os.path.splitext(base)[1].lower() or "without an ending"
 
 
 def nearest(path: Path) -> str:

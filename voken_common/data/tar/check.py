@@ -15,7 +15,7 @@ from voken_common.data.storage import files as storage
 from voken_common.data.tar.format import TarDamageError, TarMember, walk_tar
 from voken_common.data.tar.index import Fingerprint, IndexedTar
 
-IMAGE_KEYS = ("jpg", "jpeg.jpg", "jpg.jpg", "png", "webp")
+IMAGE_KEYS = ("jpg", "jpeg", "jpeg.jpg", "jpg.jpg", "png", "webp")
 """What follows the first dot of a member's name, in lower case, if it is an image; of one sample the first is taken."""
 _LARGEST = 1 << 30
 

@@ -38,7 +38,7 @@ from voken_common.untrusted.files import LARGEST_LIST, read_bytes
 from voken_common.untrusted.json_text import loads
 from voken_common.untrusted.text import say
 
-_PART_VERSION = 2
+_PART_VERSION = 3
 _SHOWN = 5
 _NAMES = f"<sample>.{', .'.join(IMAGE_KEYS)}"
 
@@ -278,11 +278,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--retry-seconds must be 0 or more, found {args.retry_seconds:g}")
     options = CheckOptions(args.min_side, args.max_aspect)
     try:
-        folders = [find_set(directory) for directory in args.sets]
-        names = [folder.name for folder in folders]
-        if len(set(names)) < len(names):
-            raise DataError(f"sets must have different names, found {', '.join(names)}: give them different --output")
-        for folder in folders:
+        return _prepare_all(args, options)
+    except (DataError, OSError) as error:
+        say(f"error: {error}", error=True)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _prepare_all(args: argparse.Namespace, options: CheckOptions) -> int:
+    """Every set that can be prepared; a set that cannot is told, and does not keep the others from theirs."""
+    problems: list[str] = []
+    folders: list[TarFolder] = []
+    for directory in args.sets:
+        try:
+            folders.append(find_set(directory))
+        except (DataError, OSError) as error:
+            problems.append(str(error))
+    names = [folder.name for folder in folders]
+    if len(set(names)) < len(names):
+        raise DataError(f"sets must have different names, found {', '.join(names)}: give them different --output")
+    for folder in folders:
+        try:
             summary = prepare_set(
                 folder,
                 args.output,
@@ -291,14 +309,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 damaged_tars=args.damaged_tars,
                 retry_seconds=args.retry_seconds,
             )
-            _print_summary(summary, args.output / f"{folder.name}{INDEX_SUFFIX}")
-    except (DataError, OSError) as error:
-        say(f"error: {error}", error=True)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        _print_summary(summary, args.output / f"{folder.name}{INDEX_SUFFIX}")
+    for problem in problems:
+        say(f"error: {problem}", error=True)
+    if problems and len(args.sets) > 1:
+        done = len(args.sets) - len(problems)
+        print(f"{done} of {len(args.sets)} sets were prepared, {len(problems)} were not", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def _print_summary(summary: dict[str, Any], index: Path) -> None:
