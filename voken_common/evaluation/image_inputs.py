@@ -24,6 +24,14 @@ _TURNED = frozenset({5, 6, 7, 8})
 _ORIENTATION = 0x0112
 
 
+class Files(FileSource):
+    """Files that a command was given."""
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"{self.root}: {len(self)} images"
+
+
 class Found(NamedTuple):
     """Images, and the path of each below the input, by which its outputs are called."""
 
@@ -50,7 +58,7 @@ def find_images(path: Path, output: Path | None = None, limit: int | None = None
         raise DataError(f"--limit {limit}: expected at least 1")
     if path.is_file():
         listed = path.suffix.lower() in _LISTS
-        source: FileSource = ListFile(str(path)) if listed else FileSource(path.parent, [path.name], [0])
+        source: FileSource = ListFile(str(path)) if listed else Files(path.parent, [path.name], [0])
     elif path.is_dir():
         source = _below(path, output)
     else:
@@ -59,7 +67,7 @@ def find_images(path: Path, output: Path | None = None, limit: int | None = None
     keys = [os.path.relpath(key, source.root) if Path(key).is_relative_to(source.root) else key for key in keys]
     if limit is not None and limit < len(source):
         keys = keys[:limit]
-        source = FileSource(source.root, keys, [0] * len(keys))
+        source = Files(source.root, keys, [0] * len(keys))
     return Found(source, keys)
 
 
@@ -84,7 +92,7 @@ def _below(root: Path, output: Path | None) -> FileSource:
         raise FileNotFoundError(
             f"--input {root}: no image in it; looked for {', '.join(sorted(IMAGES.suffixes))}; {found_instead(listing)}"
         )
-    return FileSource(root, kept, [0] * len(kept))
+    return Files(root, kept, [0] * len(kept))
 
 
 def _results_in(root: Path, name: str, output: Path | None) -> str | None:
