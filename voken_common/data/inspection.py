@@ -55,6 +55,7 @@ def _look(source: ImageSource, config: DataConfig) -> list[BadImage]:
     if not isinstance(source, ImageFolder | ListFile) or len(source) > SMALL:
         return []
     bad: dict[int, str] = {}
+    images: list[BadImage] = []
     order = [source.evaluation_index(rank) for rank in range(len(source))]
     for look in (_header_problem, _problem):
         todo = [index for index in order if index not in bad]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import zlib
@@ -121,7 +122,7 @@ def _opened(config: TarConfig) -> TarSource:
 def _kept(index: TarIndex, path: str) -> Int64[np.ndarray, " n"]:
     """Numbers of the images that a filter-keys file does not name, by member name or by sample; exactly."""
     try:
-        values = loads(read_bytes(Path(path).expanduser(), LARGEST_LIST))
+        values = loads(read_bytes(Path(path).expanduser(), LARGEST_LIST).removeprefix(codecs.BOM_UTF8))
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read the filter-keys file {path}: {error}") from error
     lists = list(values.values()) if isinstance(values, dict) else [None]
