@@ -275,7 +275,7 @@ def test_a_tokenizer_with_other_codes_is_refused(orbax, tmp_path, capsys):
 def test_weights_without_a_configuration(adaptive, tmp_path, capsys):
     assert call(adaptive.file, tmp_path / "x") == 2
     error = capsys.readouterr().err
-    assert "fits no published model. The nearest is IBQ/imagenet_conditional_llama_" in error
+    assert "fits no published model. The nearest is ibq_generator_" in error
     assert "vocabularies: found (24,), expected (16384,)" in error
     assert call(adaptive.file, tmp_path / "x", *adaptive.options[:2]) == 2
     assert "pass its configuration with --tokenizer-config FILE" in capsys.readouterr().err

@@ -41,6 +41,20 @@ def test_in_torch(case, tmp_path):
     check(case, ids, tokenizer.decode(ids).numpy())
 
 
+def test_the_file_itself_in_jax(case, tmp_path, monkeypatch):
+    monkeypatch.setenv("VOKEN_CACHE", str(tmp_path))
+    tokenizer = JaxTokenizer.load(case.path.with_suffix(".ckpt"))
+    ids = tokenizer.encode(channels_last(case.input(np.float32)))
+    check(case, ids, channels_first(tokenizer.decode(ids)))
+
+
+def test_the_file_itself_in_torch(case, tmp_path, monkeypatch):
+    monkeypatch.setenv("VOKEN_CACHE", str(tmp_path))
+    tokenizer = TorchTokenizer.load(case.path.with_suffix(".ckpt"))
+    ids = tokenizer.encode(torch.from_numpy(case.input(np.float32)))
+    check(case, ids, tokenizer.decode(ids).numpy())
+
+
 def test_averages_are_preferred_and_raw_weights_are_others(case, tmp_path):
     place = convert(case, tmp_path, "orbax")
     image = channels_last(case.input(np.float32))

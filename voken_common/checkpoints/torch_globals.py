@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import ml_dtypes
 import numpy as np
 
+from voken_common.checkpoints import numpy_globals
 from voken_common.errors import CheckpointError, RefusedError
 
 
@@ -195,6 +196,9 @@ _CONSTRUCTORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     ("torch.nn.parameter", "Parameter"): _parameter,
+    # Tensors of an NPU: the first arguments are those of any tensor, the last is about the device.
+    ("torch_npu.utils.storage", "_rebuild_npu_tensor"): _tensor,
+    **numpy_globals.CONSTRUCTORS,
 }
 
 

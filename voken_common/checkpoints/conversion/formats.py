@@ -48,7 +48,7 @@ def read_file(
     origin = str(path)
     if torch_file.is_own(root):
         return torch_file.to_contents(root, origin)
-    if isinstance(root, Mapping) and ("state_dict" in root or lightning.is_state_dict(root)):
+    if isinstance(root, Mapping) and ("state_dict" in root or lightning.find_state_dict(root) is not None):
         return lightning.to_contents(root, origin)
     found = f"entries {', '.join(map(str, list(root)[:8]))}" if isinstance(root, Mapping) else type(root).__name__
     raise CheckpointError(f"{path} is a torch file with {found}; expected {_EXPECTED}")

@@ -12,7 +12,8 @@ from voken_common.checkpoints import weight_names as names
 from voken_common.checkpoints.conversion import lightning
 from voken_common.checkpoints.conversion.contents import Contents, Manifest, check_finite, check_networks, narrow
 from voken_common.checkpoints.conversion.formats import read_file
-from voken_common.checkpoints.conversion.matching import find_config, published_tokenizer
+from voken_common.checkpoints.conversion.inferred import inferred_config
+from voken_common.checkpoints.conversion.matching import difference, find_config, published_tokenizer
 from voken_common.checkpoints.conversion.safetensors_file import write_safetensors
 from voken_common.checkpoints.steps import Weights
 from voken_common.config.generator import GeneratorConfig
@@ -80,7 +81,7 @@ def open_for_inference(
     elif model is not None:
         contents.config = load_any_config(config_file(model))
     elif contents.config is None:
-        contents.config, readable.model = find_config(contents, manifest_of, prefer=name or path.name)
+        contents.config, readable.model = _identified(contents, manifest_of, name or path.name)
     _require_kind(contents, model)
     _name_and_check(contents, manifest_of)
     if isinstance(contents.config, GeneratorConfig) and contents.first_stage is not None:
@@ -100,6 +101,25 @@ def write_for_inference(readable: Readable, weights: Weights, target: Path) -> N
     check_finite(contents, allow_nonfinite=False)
     with replacing(target) as file:
         write_safetensors(file, contents.weights[weights], contents.meta, weights)
+
+
+def _identified(contents: Contents, manifest_of: ManifestOf, name: str) -> tuple[AnyConfig, PublishedModel | None]:
+    """The published model that fits, else the configuration that the weights imply."""
+    try:
+        return find_config(contents, manifest_of, prefer=name)
+    except CheckpointError:
+        config = inferred_config(contents.weights["raw"], Path(name).stem) if contents.kind == "tokenizer" else None
+        if config is None or difference(contents, manifest_of(config)) is not None:
+            raise
+    order = "most" if config.quantizer.kind == "lfq" and config.quantizer.bit_order == "msb_first" else "least"
+    logger.warning(
+        "%s is no published model: its network is read off its weights, %d codes, ids with the %s significant bit "
+        "first; a configuration (config=, --config) says otherwise",
+        contents.origin,
+        config.quantizer.codebook_size,
+        order,
+    )
+    return config, None
 
 
 def _without_training(contents: Contents) -> Contents:

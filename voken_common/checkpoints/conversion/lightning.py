@@ -17,6 +17,7 @@ import numpy as np
 from voken_common.checkpoints import weight_names as names
 from voken_common.checkpoints.conversion.contents import Arrays, Contents, Kind, Manifest
 from voken_common.checkpoints.steps import Meta
+from voken_common.checkpoints.torch_globals import Inert
 from voken_common.errors import CheckpointError
 
 Part = Literal["generator", "discriminator", "perceptual", "averages", "first_stage"]
@@ -29,6 +30,10 @@ OWN_TOKENIZER_KEY = "voken_tokenizer"
 """Where such a file of a generator carries that of its first stage."""
 TRANSFORMER_PREFIX = "transformer."
 FIRST_STAGE_PREFIX = "first_stage_model."
+_CONTAINERS = ("state_dict", "model_state_dict", "model", "module")
+"""Under which a file may hold its state dict; the last two may hold another of these."""
+_WRAPPERS = ("module", "_orig_mod")
+"""Put in front of names by data parallelism and by torch.compile."""
 _BOOKKEEPING = (names.EMA_PREFIX + "decay", names.EMA_PREFIX + "num_updates")
 _CONVERTED = ("state_dict", "global_step", "epoch", "pytorch-lightning_version", OWN_KEY, OWN_TOKENIZER_KEY)
 
@@ -113,10 +118,21 @@ def sort_state_dict(state_dict: Arrays, origin: str) -> Sorted:
     return Sorted(family.kind, **found)
 
 
-def is_state_dict(root: Mapping[Any, Any]) -> bool:
-    """Whether a mapping is weights by name, some of them of a known family."""
-    names_only = all(isinstance(key, str) and isinstance(value, np.ndarray) for key, value in root.items())
-    return names_only and any(_prefix(key, family) is not None for key in root for family in FAMILIES)
+def is_state_dict(root: Any) -> bool:
+    """Whether something is weights by name, some of them of a known family."""
+    if not isinstance(root, Mapping) or not all(isinstance(key, str) for key in root):
+        return False
+    known = [key for key in root if any(_prefix(_unwrapped(key), family) is not None for family in FAMILIES)]
+    return any(isinstance(root[key], np.ndarray) for key in known)
+
+
+def find_state_dict(root: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
+    """The weights by name in a file: under one of the usual names, or the file itself; None where there are none."""
+    for key in _CONTAINERS:
+        if key in root:
+            inner = root[key]
+            return inner if key == "state_dict" else find_state_dict(inner) if isinstance(inner, Mapping) else None
+    return root if is_state_dict(root) else None
 
 
 def to_contents(root: Mapping[str, Any], origin: str) -> Contents:
@@ -128,13 +144,13 @@ def to_contents(root: Mapping[str, Any], origin: str) -> Contents:
         NameMismatch: weights that belong nowhere.
         CheckpointError: values that are no tensors.
     """
-    state_dict = root.get("state_dict", root)
+    state_dict = find_state_dict(root)
     if not isinstance(state_dict, Mapping):
-        raise CheckpointError(f"{origin}: state_dict is {type(state_dict).__name__}; expected weights by name")
-    wrong = {key: type(value).__name__ for key, value in state_dict.items() if not isinstance(value, np.ndarray)}
+        raise CheckpointError(f"{origin}: state_dict is {_kind(state_dict)}; expected weights by name")
+    wrong = {str(key): _kind(value) for key, value in state_dict.items() if not isinstance(value, np.ndarray)}
     if wrong:
         raise CheckpointError(f"{origin}: the state dict holds {dict(list(wrong.items())[:4])}; expected tensors only")
-    found = sort_state_dict(dict(state_dict), origin)
+    found = sort_state_dict(names.map_names(state_dict, _unwrapped), origin)
     contents = Contents(origin, "lightning", weights={"raw": found.generator}, kind=found.kind)
     contents.discriminator = found.discriminator or None
     if found.first_stage:
@@ -142,7 +158,7 @@ def to_contents(root: Mapping[str, Any], origin: str) -> Contents:
     if found.perceptual:
         contents.dropped.append(f"{len(found.perceptual)} weights of the perceptual loss: every run loads them anew")
     if "state_dict" in root:
-        contents.step = int(root.get("global_step", 0))
+        contents.step = _step(root.get("global_step", 0), origin)
         others = sorted(str(key) for key, value in root.items() if key not in _CONVERTED and value)
         if others:
             contents.dropped.append(f"{', '.join(others)}: belongs to the program that wrote the file")
@@ -152,6 +168,10 @@ def to_contents(root: Mapping[str, Any], origin: str) -> Contents:
         if contents.first_stage is not None and OWN_TOKENIZER_KEY in root:
             contents.first_stage.config = Meta.from_dict(root[OWN_TOKENIZER_KEY], contents.first_stage.origin).tokenizer
         require_kind(contents)
+    averages = root.get("ema")
+    if isinstance(averages, Mapping) and not found.averages and is_state_dict(averages):
+        # The trainers of other projects keep them apart, under their plain names.
+        contents.weights["ema"] = sort_state_dict(names.map_names(averages, _unwrapped), f"{origin}, ema").generator
     contents.unnamed_averages = {key: array for key, array in found.averages.items() if key not in _BOOKKEEPING}
     return contents
 
@@ -232,6 +252,31 @@ def _root(contents: Contents, state_dict: Arrays) -> dict[str, Any]:
         "lr_schedulers": [],
         OWN_KEY: contents.meta.to_dict(),
     }
+
+
+def _step(value: Any, origin: str) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{origin}: global_step is {_kind(value)}; expected a number") from error
+
+
+def _kind(value: Any) -> str:
+    """What a value is, for messages: the name of a skipped object, else its type."""
+    return f"a skipped object, {value.name}" if isinstance(value, Inert) else type(value).__name__
+
+
+def _unwrapped(key: str) -> str:
+    """A name without what wrappers of a network put into it, also that of an average, whose dots are gone."""
+    if not any(wrapper in key for wrapper in _WRAPPERS):
+        return key
+    kept = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+    if not kept.startswith(names.EMA_PREFIX):
+        return kept
+    average = kept.removeprefix(names.EMA_PREFIX).replace(_WRAPPERS[1], "")
+    while average.startswith(_WRAPPERS[0]):
+        average = average.removeprefix(_WRAPPERS[0])
+    return names.EMA_PREFIX + average
 
 
 def _prefix(key: str, family: Family) -> str | None:

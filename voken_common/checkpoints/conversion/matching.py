@@ -3,97 +3,19 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from voken_common.checkpoints import weight_names as names
 from voken_common.checkpoints.conversion.contents import Contents, Manifest, check_networks
-from voken_common.config.generator import GeneratorConfig
+from voken_common.checkpoints.conversion.signatures import GeneratorSignature, Signature, TokenizerSignature
 from voken_common.config.loading import AnyConfig, load_any_config
-from voken_common.config.tokenizer import Config, LFQConfig
 from voken_common.errors import CheckpointError
 from voken_common.published.models import MODELS, PublishedModel, config_file, find, has_config
 
 logger = logging.getLogger("voken")
 
 _SHOWN = 12
-_CODEBOOK = "quantize.embedding.weight"
-_LEVEL = re.compile(r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight$")
-_BLOCK = re.compile(r"encoder\.down\.0\.block\.(\d+)\.conv1\.weight$")
-_LAYER = re.compile(r"(spatial_blocks|blocks|factorized_blocks)\.\d+\.attention_norm\.weight$")
-
-
-class TokenizerSignature(NamedTuple):
-    """What the sizes of a few weights tell of an autoencoder; None where the weight is missing."""
-
-    learned_codes: bool
-    codebook_size: int | None
-    code_dim: int | None
-    channels: int | None
-    channel_multipliers: tuple[int, ...]
-    residual_blocks: int
-
-    @classmethod
-    def of_weights(cls, weights: Mapping[str, Any]) -> TokenizerSignature:
-        """Read it off the generator's weights (values with a `shape`), by torch name."""
-        codebook, latents = (_shape(weights, key) for key in (_CODEBOOK, "encoder.conv_out.weight"))
-        first = _shape(weights, "encoder.conv_in.weight")
-        channels = first[0] if first else None
-        widths = {int(m[1]): weights[key].shape[0] for key in weights if (m := _LEVEL.match(key))}
-        multipliers = tuple(widths[level] // (channels or 1) for level in sorted(widths))
-        blocks = sum(_BLOCK.match(key) is not None for key in weights)
-        if codebook:
-            return cls(True, codebook[0], codebook[-1], channels, multipliers, blocks)
-        bits = latents[0] if latents else None
-        return cls(False, 2**bits if bits is not None and bits < 64 else None, bits, channels, multipliers, blocks)
-
-    @classmethod
-    def of_config(cls, config: AnyConfig) -> TokenizerSignature:
-        """The one that the weights of a configuration have."""
-        assert isinstance(config, Config)
-        model, quantizer = config.model, config.quantizer
-        return cls(
-            not isinstance(quantizer, LFQConfig),
-            quantizer.codebook_size,
-            quantizer.code_dim,
-            model.channels,
-            model.channel_multipliers,
-            model.residual_blocks,
-        )
-
-
-class GeneratorSignature(NamedTuple):
-    """What the sizes of a few weights tell of a transformer; None where the weight is missing."""
-
-    vocabularies: tuple[int, ...]
-    width: int | None
-    classes: int | None
-    layers: int
-    factorized_layers: int
-
-    @classmethod
-    def of_weights(cls, weights: Mapping[str, Any]) -> GeneratorSignature:
-        """Read it off the transformer's weights (values with a `shape`), by torch name."""
-        tables = [_shape(weights, f"{name}.weight") for name in ("tok_emb", "pre_emb", "post_emb")]
-        labels = _shape(weights, "class_emb.embedding_table.weight")
-        kinds = [found[1] for key in weights if (found := _LAYER.match(key))]
-        inner = kinds.count("factorized_blocks")
-        vocabularies = tuple(shape[0] for shape in tables if shape)
-        # Of the labels the last one stands for no class.
-        width, classes = (labels[-1], labels[0] - 1) if labels else (None, None)
-        return cls(vocabularies, width, classes, len(kinds) - inner, inner)
-
-    @classmethod
-    def of_config(cls, config: AnyConfig) -> GeneratorSignature:
-        """The one that the weights of a configuration have."""
-        assert isinstance(config, GeneratorConfig)
-        model = config.model
-        return cls(model.vocabularies, model.width, model.classes, model.layers, model.factorized_layers)
-
-
-Signature = TokenizerSignature | GeneratorSignature
 
 
 def find_config(
@@ -126,7 +48,7 @@ def find_config(
         contents.origin,
         ", ".join(model.name for model in likely) or "what is published",
     )
-    fitting = [model for model, config in likely.items() if _difference(contents, manifest_of(config)) is None]
+    fitting = [model for model, config in likely.items() if difference(contents, manifest_of(config)) is None]
     if not fitting:
         raise CheckpointError(_nothing_fits(contents, signature, likely or known, manifest_of, option))
     chosen = min(fitting, key=lambda model: _distance(model, prefer))
@@ -210,7 +132,7 @@ def _nothing_fits(
     exactly: list[str] = []
     if not differing or None in signature:
         # Names help where single weights are wrong; between different networks they are too many.
-        exactly = (_difference(contents, manifest_of(candidates[nearest])) or "").splitlines()
+        exactly = (difference(contents, manifest_of(candidates[nearest])) or "").splitlines()
     return "\n".join(
         [
             f"{contents.origin} carries no configuration and fits no published model. The nearest is "
@@ -223,14 +145,10 @@ def _nothing_fits(
     )
 
 
-def _difference(contents: Contents, manifest: Manifest) -> str | None:
+def difference(contents: Contents, manifest: Manifest) -> str | None:
     """Why these are not the weights of a network, or None."""
     try:
         check_networks(contents, manifest)
     except names.NameMismatch as error:
         return str(error)
     return None
-
-
-def _shape(weights: Mapping[str, Any], key: str) -> tuple[int, ...]:
-    return tuple(weights[key].shape) if key in weights else ()
