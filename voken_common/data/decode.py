@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, features
 
 from voken_common.data.errors import ImageDecodeError
+from voken_common.untrusted.files import open_regular
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
@@ -17,6 +18,8 @@ IMAGE_SUFFIXES = (
 )
 MAX_ASPECT = 256
 """No photograph comes near; resizing the short side of a line of pixels would need gigabytes."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""Those of `IMAGE_SUFFIXES`. Pillow knows forty more and looks at the content alone: PostScript starts Ghostscript."""
 _SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 
 
@@ -72,7 +75,7 @@ def open_image(
     if isinstance(source, bytes) and not source:
         raise ImageDecodeError(f"{name}: the file is empty")
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with identified(source) as image:
             if short_side is not None:
                 # Not the mode: asking for one would decode grey images to something else.
                 image.draft(None, (short_side, short_side))
@@ -84,6 +87,25 @@ def open_image(
         # Damaged files make the decoders raise nearly anything (OSError, SyntaxError, struct.error, ...); all of it
         # means the same here, and none of it may end a run that is allowed to skip the file.
         raise ImageDecodeError(f"{name}: {reason_of(error)}") from error
+
+
+def identified(source: bytes | str | os.PathLike[str]) -> Image.Image:
+    """Open an image of one of `FORMATS` without decoding it; close it after use. Nothing else of voken opens images.
+
+    Raises:
+      OSError: not there, no regular file, or not an image of these formats.
+    """
+    if isinstance(source, bytes):
+        return Image.open(io.BytesIO(source), formats=FORMATS)
+    file = open_regular(source)
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except BaseException:
+        file.close()
+        raise
+    # As if Pillow had opened the file: it is closed with the image.
+    image._exclusive_fp = True  # type: ignore[attr-defined]
+    return image
 
 
 def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:

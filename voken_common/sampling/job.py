@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from PIL import Image
 from tqdm import tqdm
 
 from voken_common.atomic_write import replacing
 from voken_common.config.generator import GeneratorConfig
 from voken_common.config.sampling import Sampling
+from voken_common.data.decode import decode_image
 from voken_common.sampling.npz import NpzWriter
 from voken_common.sampling.requests import check_sampling, preset, seed_of
 from voken_common.untrusted.files import read_bytes
@@ -172,7 +172,7 @@ class Job:
             return f"{output}: the pictures of this process are finished, those of others are not"
         columns = min(self._per_class, GRID_COLUMNS)
         shown = [
-            np.asarray(Image.open(self._picture(output, row * self._per_class + column)))
+            decode_image(self._picture(output, row * self._per_class + column))
             for row in range(min(len(self._classes), GRID_ROWS))
             for column in range(columns)
         ]

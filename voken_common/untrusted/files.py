@@ -13,6 +13,8 @@ from typing import IO
 
 LARGEST_TEXT = 64 << 20
 """Bytes of a configuration, a JSON description or a similar file that is read whole."""
+LARGEST_IMAGE = 1 << 30
+"""Bytes of one encoded image."""
 LARGEST_LIST = 2 << 30
 """Bytes of a list of files: tens of millions of lines."""
 

@@ -25,6 +25,7 @@ from voken_common.data.sources.listing import (
 )
 from voken_common.data.storage.array_file import StringTable
 from voken_common.data.storage.files import is_url
+from voken_common.untrusted.files import LARGEST_IMAGE, LARGEST_LIST, read_bytes, read_text
 
 EXPECTED_TREE = """\
   {root}/                      or   {root}/
@@ -52,8 +53,7 @@ class FileSource(ImageSource):
 
     def read(self, index: int) -> tuple[bytes, int]:
         """The file as it is, and its class."""
-        with open(self.key(index), "rb") as file:
-            return file.read(), int(self._labels[index])
+        return read_bytes(self.key(index), LARGEST_IMAGE), int(self._labels[index])
 
     def key(self, index: int) -> str:
         """Full path of the file."""
@@ -159,8 +159,12 @@ class ListFile(FileSource):
                 "  some/folder/image.jpg\nor, with a tab between path and integer label,\n  some/folder/image.jpg\t7"
             )
         try:
+<<<<<<< HEAD
             # With or without a byte-order mark.
             text = self.path.read_text(encoding="utf-8-sig")
+=======
+            text = read_text(self.path, LARGEST_LIST)
+>>>>>>> 96d2147 (Images of named formats only; features of TFDS only; reconstructions get safe names)
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"cannot read the list file {self.path} as UTF-8 text: {error}") from error
         paths, labels = self._parse(text)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
+import re
 import zlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,9 @@ from voken_common.data.labels import class_names
 from voken_common.data.sources.base import ImageSource
 from voken_common.data.storage.array_records import system_error
 from voken_common.data.storage.files import is_url
+from voken_common.untrusted.text import shown
 
+_FEATURE = re.compile(r"tensorflow_datasets(\.core)?\.features(\.[a-z0-9_]+)*\.[A-Za-z0-9_]+")
 _ADVICE = """\
 Prepare it once, on any machine that has room, as files with random access:
   import tensorflow_datasets as tfds
@@ -42,8 +47,11 @@ class TFDSSource(ImageSource):
             ) from error
         self._config = config
         advice = _ADVICE.format(name=config.name, data_dir=config.data_dir)
+        if ":" in config.name:
+            raise DataError(f"TFDS data set {config.name}: expected the name of a data set without a namespace")
         try:
-            builder = tfds.builder(config.name, data_dir=config.data_dir)
+            with _known_features(tfds.features.FeatureConnector):
+                builder = tfds.builder(config.name, data_dir=config.data_dir)
         except (ValueError, OSError, ImportError) as error:
             reason = str(error).splitlines()[0]
             raise DataError(f"cannot open the TFDS data set {config.name}: {reason}\n{advice}") from error
@@ -59,7 +67,9 @@ class TFDSSource(ImageSource):
         self._numbers: Int32[np.ndarray, " k"] | None = None
         try:
             self._records: Any = builder.as_data_source(
-                split=config.split, decoders={config.image_key: tfds.decode.SkipDecoding()}
+                # Decoding features that nobody asked for may start programs: Pillow's and ffmpeg's.
+                split=config.split,
+                decoders=_skipping(builder.info.features, config.label_key, tfds.decode.SkipDecoding()),
             )
         except NotImplementedError as error:
             raise DataError(
@@ -129,6 +139,36 @@ class TFDSSource(ImageSource):
     def describe(self) -> str:
         """One line for the log."""
         return f"TFDS {self._config.name}, split {self._config.split}: {len(self)} images"
+
+
+@contextlib.contextmanager
+def _known_features(connector: Any) -> Iterator[None]:
+    """Within the block, a data set whose folder names a class of features outside of TFDS is refused.
+
+    TFDS imports whatever module the folder names, and with it runs it, from the current folder too.
+    """
+    original = connector.__dict__["cls_from_name"]
+
+    def only_known(kind: Any, name: str) -> Any:
+        if not isinstance(name, str) or not _FEATURE.fullmatch(name):
+            raise ValueError(
+                f"it names the class {shown(name)} for a feature, which would be imported and so run; expected classes "
+                "of tensorflow_datasets only"
+            )
+        return original.__get__(None, kind)(name)
+
+    connector.cls_from_name = classmethod(only_known)
+    try:
+        yield
+    finally:
+        connector.cls_from_name = original
+
+
+def _skipping(features: Any, kept: str | None, skip: Any) -> Any:
+    """Decoders that leave all features as they are stored, but one."""
+    if not isinstance(features, Mapping) and not hasattr(features, "items"):
+        return skip
+    return {key: _skipping(below, None, skip) for key, below in features.items() if key != kept}
 
 
 def _fingerprint(info: Any, split: str) -> int:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 import warnings
 from typing import Any
 
-from PIL import Image
-
-from voken_common.data.decode import MAX_ASPECT, is_image_name, reason_of, to_rgb
+from voken_common.data.decode import MAX_ASPECT, identified, is_image_name, reason_of, to_rgb
 from voken_common.data.storage import files as storage
 from voken_common.data.tar.format import TarDamageError, TarMember, walk_tar
 from voken_common.data.tar.index import Fingerprint, IndexedTar
+from voken_common.untrusted.files import LARGEST_IMAGE
 
 IMAGE_KEYS = ("jpg", "jpeg", "jpeg.jpg", "jpg.jpg", "png", "webp")
 """What follows the first dot of a member's name, in lower case, if it is an image; of one sample the first is taken."""
-_LARGEST = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +118,7 @@ def check_tar(path: str, options: CheckOptions) -> TarReport:
 def _check_member(file: Any, member: TarMember, options: CheckOptions) -> str | None:
     if not member.size:
         return "the file is empty"
-    if member.size > _LARGEST:
+    if member.size > LARGEST_IMAGE:
         return f"an image of {member.size} bytes"
     file.seek(member.start)
     return image_problem(file.read(member.size), options)
@@ -136,7 +133,7 @@ def image_problem(data: bytes, options: CheckOptions) -> str | None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with identified(data) as image:
                 if problem := _shape_problem(image.size, options):
                     return problem
                 image.load()
