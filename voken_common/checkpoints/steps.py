@@ -23,6 +23,7 @@ from voken_common.config.generator import GeneratorCheckpointConfig, GeneratorCo
 from voken_common.config.loading import AnyConfig, from_json
 from voken_common.config.tokenizer import CheckpointConfig, Config
 from voken_common.errors import CheckpointError, DamagedError
+from voken_common.untrusted.text import shown
 
 __all__ = ["FOLDER", "LAYOUT", "CheckpointError", "Meta", "Step", "Weights", "choose_step", "kept_steps"]
 
@@ -135,14 +136,23 @@ class Meta:
             raise CheckpointError(f"{origin} lacks {', '.join(sorted(missing))}: it is damaged, use another step")
         if not isinstance(values["config"], Mapping):
             raise CheckpointError(f"{origin} holds no configuration: it is damaged, use another step")
-        config = from_json(json.dumps(values["config"]), origin=origin)
+        try:
+            text = json.dumps(values["config"])
+        except (TypeError, ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f"{origin} holds no plain configuration ({type(error).__name__}): it is damaged, use another step"
+            ) from error
+        config = from_json(text, origin=origin)
         try:
             # Steps of earlier versions have none.
             saved = values.get("progress") or {"averages": {}, "skipped": 0}
             averages = {name: (float(a), int(n), str(kind)) for name, (a, n, kind) in saved["averages"].items()}
             metrics = {str(name): float(value) for name, value in values["metrics"].items()}
-            return cls(config, int(values["step"]), metrics, Progress(averages, int(saved["skipped"])))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            step, skipped = int(values["step"]), int(saved["skipped"])
+            if not 0 <= step < 2**63 or not 0 <= skipped < 2**63:
+                raise ValueError(f"step {shown(step)}, {shown(skipped)} skipped")
+            return cls(config, step, metrics, Progress(averages, skipped))
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CheckpointError(
                 f"{origin} holds what no run writes ({type(error).__name__}: {error}): it is damaged, use another step"
             ) from error

@@ -9,11 +9,11 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     model_validator,
 )
+
+from voken_common.config.bounds import PositiveInt, Side, Workers
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 RETRY_SECONDS = 300.0
@@ -109,9 +109,9 @@ class VideoFolderConfig(DataSection):
 
     kind: Literal["video_folder"] = "video_folder"
     path: NonEmpty
-    frames: PositiveInt = 17
+    frames: Side = 17
     """Frames per clip."""
-    stride: PositiveInt = 1
+    stride: Side = 1
     """Every how manieth frame of the video."""
     short: Literal["refuse", "repeat"] = "refuse"
     """A video with fewer frames than a clip needs counts as bad, or starts again from its first frame."""
@@ -135,7 +135,7 @@ class DataConfig(DataSection):
 
     train: SourceConfig
     validation: SourceConfig | None = None
-    image_size: PositiveInt
+    image_size: Side
     resize: Literal["pil", "cv2", "none"] = "pil"
     """Convention of the short-side resize: pil (antialiased), cv2 (not antialiased), or none: crop from the original
     pixels, enlarging only what is smaller than the crop."""
@@ -152,7 +152,7 @@ class DataConfig(DataSection):
     """In training compute only what the crop keeps of a resized image: faster, but by `pil` (and `none` where it
     enlarges) about one value in a thousand differs by one grey level of 255. By `cv2` the pixels are the same, and it
     is always done."""
-    workers: NonNegativeInt = 8
+    workers: Workers = 8
     """Grain worker processes of the training input; 0 decodes in threads of the main process."""
     read_threads: PositiveInt = 1
     """Batches that each worker process reads at a time; more hide the waiting for an object store."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
+from voken_common.config.bounds import NonNegativeInt, PositiveInt, Workers
 from voken_common.config.data import RETRY_SECONDS, DataConfig
 from voken_common.config.sampling import Guidance, Sampling
 from voken_common.config.tokenizer import (
@@ -31,7 +32,7 @@ class TokenDataConfig(Section):
     """Folder of held-out shards; none: no validation loss."""
     images: DataConfig | None = None
     """Instead of shards: images for training and, if it names some, for validation; `tokenizer` encodes them."""
-    workers: NonNegativeInt = 0
+    workers: Workers = 0
     """Processes that read shards; images have workers of their own."""
     retry_seconds: NonNegativeFloat = RETRY_SECONDS
     """How long a read of a shard that fails for a reason that may pass (network, disk) is tried again before it stops

@@ -25,27 +25,27 @@ from pydantic import BaseModel, ValidationError
 from voken_common.config.generator import GeneratorConfig
 from voken_common.config.tokenizer import Config
 from voken_common.errors import UserError
+from voken_common.untrusted.files import read_text
 from voken_common.untrusted.json_text import loads
+from voken_common.untrusted.text import shown
+from voken_common.untrusted.yaml_text import BoundedLoader
+from voken_common.untrusted.yaml_text import load as load_yaml
 
 AnyConfig = Config | GeneratorConfig
 _KINDS: dict[str, type[Config] | type[GeneratorConfig]] = {"tokenizer": Config, "generator": GeneratorConfig}
+
+
+_MOST_BASES = 16
+_MOST_PROBLEMS = 50
+"""That one message tells."""
 
 
 class ConfigError(UserError):
     """A configuration that cannot be used; the message names every offending key."""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: `1e-4` is a number, not a string. Duplicate keys are an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+class _Loader(BoundedLoader):
+    """YAML 1.2 floats: `1e-4` is a number, not a string."""
 
 
 _Loader.add_implicit_resolver(
@@ -89,6 +89,8 @@ def read_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dic
         ConfigError: a file that is missing or no mapping, or bases that run in a circle.
     """
     path = path.resolve()
+    if len(seen) > _MOST_BASES:
+        raise ConfigError(f"{seen[0]}: more than {_MOST_BASES} files, each the base of the one before")
     if path in seen:
         raise ConfigError("base: runs in a circle: " + " -> ".join(str(p) for p in (*seen, path)))
     if not path.is_file():
@@ -96,8 +98,8 @@ def read_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dic
         hint = f"; nearest in that folder: {', '.join(near)}" if near else ""
         raise ConfigError(f"no configuration file {path}{hint}")
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        data = load_yaml(read_text(path), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds {type(data).__name__}, expected a mapping of sections")
@@ -105,7 +107,7 @@ def read_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dic
     if base is None:
         return [(path, data)]
     if not isinstance(base, str):
-        raise ConfigError(f"{path}: base is {base!r}, expected the path of one YAML file")
+        raise ConfigError(f"{path}: base is {shown(repr(base))}, expected the path of one YAML file")
     return [*read_layers(path.parent / base, (*seen, path)), (path, data)]
 
 
@@ -127,7 +129,7 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     if not equals or not all(part for part in key.strip().split(".")):
         raise ConfigError(f"override {text!r} is not of the form path.to.key=value")
     try:
-        return key.strip().split("."), yaml.load(value, Loader=_Loader)
+        return key.strip().split("."), load_yaml(value, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {text!r}: the value is not valid YAML: {error}") from error
 
@@ -143,11 +145,16 @@ def validate_any(mapping: Mapping[str, Any], origin: str) -> AnyConfig:
     root = _root(mapping)
     try:
         return root.model_validate_json(json.dumps(mapping), strict=True)
+    except (ArithmeticError, RecursionError) as error:
+        raise ConfigError(f"{origin}: its numbers cannot be computed with ({type(error).__name__}: {error})") from error
     except ValidationError as error:
         # A default that follows from another setting cannot be found where that setting is wrong, which is told.
         details = [detail for detail in error.errors() if detail["type"] != "default_factory_not_called"]
-        lines = [_describe(detail, mapping, root) for detail in details]
-        raise ConfigError(f"{origin}: {len(lines)} problem(s)\n" + "\n".join(f"  {line}" for line in lines)) from error
+        lines = [_describe(detail, mapping, root) for detail in details[:_MOST_PROBLEMS]]
+        lines += [f"and {len(details) - _MOST_PROBLEMS} more"] * (len(details) > _MOST_PROBLEMS)
+        raise ConfigError(
+            f"{origin}: {len(details)} problem(s)\n" + "\n".join(f"  {line}" for line in lines)
+        ) from error
 
 
 def _root(mapping: Mapping[str, Any]) -> type[Config] | type[GeneratorConfig]:
@@ -194,15 +201,17 @@ def _require_plain(value: Any, path: str, origin: str) -> None:
     if isinstance(value, Mapping):
         for key, below in value.items():
             if not isinstance(key, str):
-                raise ConfigError(f"{origin}: key {key!r} in {path or 'the whole'} is not a string: put it in quotes")
+                raise ConfigError(
+                    f"{origin}: key {shown(repr(key))} in {path or 'the whole'} is not a string: put it in quotes"
+                )
             _require_plain(below, f"{path}.{key}" if path else key, origin)
     elif isinstance(value, list | tuple):
         for index, below in enumerate(value):
             _require_plain(below, f"{path}.{index}", origin)
     elif not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
         raise ConfigError(
-            f"{origin}: {path} = {value!r} ({type(value).__name__}): expected a finite number, a string, true or "
-            "false, null, a list or a mapping; text that YAML reads as something else needs quotes"
+            f"{origin}: {path} = {shown(repr(value))} ({type(value).__name__}): expected a finite number, a string, true "
+            "or false, null, a list or a mapping; text that YAML reads as something else needs quotes"
         )
 
 
@@ -306,7 +315,7 @@ def _describe(detail: Any, mapping: Mapping[str, Any], root: type[BaseModel]) ->
     found = _lookup(mapping, path)
     if isinstance(found, Mapping):
         return f"{name}: {message}"
-    return f"{name} = {found!r} ({type(found).__name__}): {message[0].lower()}{message[1:]}"
+    return f"{name} = {shown(repr(found))} ({type(found).__name__}): {message[0].lower()}{message[1:]}"
 
 
 def _kinds(section: type[BaseModel], mapping: Mapping[str, Any], path: list[str | int]) -> set[str]:

@@ -15,12 +15,20 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     model_validator,
 )
 
+from voken_common.config.bounds import (
+    LONGEST_LADDER,
+    Channels,
+    Codes,
+    Factor,
+    Layers,
+    NonNegativeInt,
+    PositiveInt,
+    Side,
+)
 from voken_common.config.data import DataConfig, VideoFolderConfig
 from voken_common.config.video import PatchGAN3DConfig, latent_frames, video_strides
 
@@ -39,19 +47,19 @@ class ModelConfig(Section):
     """
 
     network: Literal["magvit2", "magvit2_video", "vqgan"]
-    resolution: PositiveInt
+    resolution: Side
     """Side of the training images or frames in pixels; decides where attention sits. Other sizes run as well."""
-    channels: PositiveInt = 128
+    channels: Channels = 128
     """Width at full resolution; level i is `channels * channel_multipliers[i]` wide."""
-    channel_multipliers: tuple[PositiveInt, ...] = Field(min_length=1)
-    residual_blocks: PositiveInt
-    z_channels: PositiveInt
-    image_channels: PositiveInt = 3
-    attention_resolutions: tuple[PositiveInt, ...] = ()
+    channel_multipliers: tuple[Factor, ...] = Field(min_length=1, max_length=LONGEST_LADDER)
+    residual_blocks: Layers
+    z_channels: Channels
+    image_channels: Channels = 3
+    attention_resolutions: tuple[Side, ...] = ()
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     adaptive_norm: bool = True
     """Of `magvit2`: the decoder's levels are modulated by its input. False is the network of June 2024."""
-    norm_groups: PositiveInt = 32
+    norm_groups: Channels = 32
     """Groups of every group norm, adaptive ones too; 32 in every published model. As many groups as channels at a
     level erase each channel's mean over the image, and with it absolute colour: narrow networks want fewer."""
 
@@ -111,8 +119,8 @@ class LFQConfig(Section):
     """Lookup-free quantization (reference terms: aux loss and commitment)."""
 
     kind: Literal["lfq"] = "lfq"
-    codebook_size: PositiveInt
-    code_dim: PositiveInt
+    codebook_size: Codes
+    code_dim: Channels
     temperature: PositiveFloat = 0.01
     sample_entropy_weight: NonNegativeFloat = 1.0
     batch_entropy_weight: NonNegativeFloat = 1.0
@@ -124,7 +132,7 @@ class LFQConfig(Section):
     bit_order: Literal["lsb_first", "msb_first"] = "lsb_first"
     """Worth of the first channel in an id: 1, or 2^(code_dim - 1) as in the models of June 2024; sub-tokens likewise,
     each by itself. The first sub-token is of the first channels either way."""
-    token_bits: tuple[PositiveInt, PositiveInt] | None = None
+    token_bits: tuple[Layers, Layers] | None = None
     """Token factorization: bits of the first and of the second sub-token, for the generators."""
     memory_budget_mb: PositiveInt = 64
     """Largest temporary of the entropy, in MiB."""
@@ -146,7 +154,7 @@ class IBQConfig(Section):
 
     kind: Literal["ibq"] = "ibq"
     codebook_size: Annotated[int, Field(gt=1)]
-    code_dim: PositiveInt
+    code_dim: Channels
     beta: NonNegativeFloat = 0.25
     use_entropy: bool = True
     temperature: PositiveFloat = 0.01
@@ -167,7 +175,7 @@ class VQConfig(Section):
 
     kind: Literal["vq"] = "vq"
     codebook_size: Annotated[int, Field(gt=1)]
-    code_dim: PositiveInt
+    code_dim: Channels
     beta: NonNegativeFloat = 0.25
     legacy: bool = True
     l2_normalize: bool = False
@@ -182,8 +190,8 @@ class PatchGANConfig(Section):
     """Patch discriminator with batch norm."""
 
     kind: Literal["patchgan"] = "patchgan"
-    channels: PositiveInt = 64
-    layers: PositiveInt = 3
+    channels: Channels = 64
+    layers: Layers = 3
 
     @property
     def strides(self) -> tuple[tuple[int, int], ...]:
@@ -195,8 +203,8 @@ class BlurConfig(Section):
     """Discriminator that downsamples with a binomial blur (or with 2x2 average pooling) and group norm."""
 
     kind: Literal["blur"] = "blur"
-    hidden_channels: PositiveInt = 128
-    stages: PositiveInt = 4
+    hidden_channels: Channels = 128
+    stages: Layers = 4
     blur_resample: bool = True
     blur_kernel_size: Annotated[int, Field(ge=3, le=5)] = 4
 

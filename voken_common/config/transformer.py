@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 
+from voken_common.config.bounds import Channels, Codes, Layers, Side
 from voken_common.config.tokenizer import Section
 
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -20,16 +21,16 @@ class TransformerConfig(Section):
     """
 
     network: Literal["factorized", "adaptive"]
-    vocabularies: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=2)]
+    vocabularies: Annotated[tuple[Codes, ...], Field(min_length=1, max_length=2)]
     """Codes per (sub-)token, in the order in which they are predicted."""
-    grid: PositiveInt = 16
+    grid: Side = 16
     """Tokens along one side."""
-    classes: PositiveInt = 1000
-    layers: PositiveInt
-    factorized_layers: NonNegativeInt = 0
-    heads: PositiveInt
-    width: PositiveInt
-    multiple_of: PositiveInt = 256
+    classes: Codes = 1000
+    layers: Layers
+    factorized_layers: Annotated[int, Field(ge=0, le=2**10)] = 0
+    heads: Layers
+    width: Channels
+    multiple_of: Channels = 256
     """The feed-forward width is 8/3 of the width, rounded up to a multiple of this."""
     modulation_scale: NonNegativeFloat = 1e-3
     """Factor on the initial gates of the adaptive blocks."""

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict
+
+from voken_common.config.bounds import Channels, Layers
 
 WINDOW = 17
 """Frames of a window of the published tokenizer, which cuts longer videos into consecutive ones."""
@@ -19,8 +21,8 @@ class PatchGAN3DConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     kind: Literal["patchgan_3d"] = "patchgan_3d"
-    channels: PositiveInt = 64
-    layers: PositiveInt = 4
+    channels: Channels = 64
+    layers: Layers = 4
 
     @property
     def strides(self) -> tuple[tuple[int, int, int], ...]:

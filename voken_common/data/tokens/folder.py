@@ -19,6 +19,7 @@ from voken_common.atomic_write import replacing
 from voken_common.config.differences import differences
 from voken_common.data.errors import DataError
 from voken_common.data.tokens.format import ShardInfo, TokenInfo
+from voken_common.untrusted.files import read_text
 
 logger = logging.getLogger("voken.data")
 
@@ -118,13 +119,15 @@ def read_info(folder: Path) -> TokenInfo:
     """
     file = folder / INFO_FILE
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file)
     except (FileNotFoundError, NotADirectoryError):
         names = sorted(path.name for path in folder.glob("*"))[:5] if folder.is_dir() else ["no such folder"]
         raise DataError(
             f"no token shards in {folder} (found: {', '.join(names) or 'an empty folder'}); expected {INFO_FILE} and "
             "shard-*.array_record, as `python -m voken_jax.encode` writes them"
         ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
     try:
         return TokenInfo.model_validate_json(text)
     except ValidationError as error:
@@ -139,9 +142,9 @@ def read_shard(folder: Path, number: int) -> ShardInfo | None:
     """What a shard says about itself; None unless it is finished and its file is as large as it says."""
     file, summary = shard_files(folder, number)
     try:
-        shard = ShardInfo.model_validate_json(summary.read_text(encoding="utf-8"))
+        shard = ShardInfo.model_validate_json(read_text(summary))
         return shard if file.stat().st_size == shard.size else None
-    except (OSError, ValidationError):
+    except (OSError, ValueError):
         return None
 
 

@@ -16,18 +16,21 @@ import os
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from jaxtyping import Int, Int32
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from voken_common.config.bounds import Codes, NonNegativeInt, PositiveInt, Side
 from voken_common.data.errors import DataError
 
 if TYPE_CHECKING:
     from voken_common.config.tokenizer import Config
     from voken_common.config.transformer import TransformerConfig
 
+MOST_SHARDS = 1_000_000
+"""Of a data set: each is a file, that is looked for one by one."""
 _HEADER = struct.Struct("<IiHH")
 _CHECKSUM = struct.Struct("<I")
 _LATER = frozenset({"norm_groups", "adaptive_norm"})
@@ -82,9 +85,9 @@ class TokenInfo(_Section):
 
     format: Literal["voken tokens"] = "voken tokens"
     layout: Literal[1] = 1
-    grid: tuple[PositiveInt, PositiveInt]
+    grid: tuple[Side, Side]
     """Rows and columns of tokens."""
-    vocabularies: tuple[PositiveInt, ...] = Field(min_length=1, max_length=2)
+    vocabularies: tuple[Codes, ...] = Field(min_length=1, max_length=2)
     """Codes per sub-token, in the order in which a generator predicts them."""
     tokenizer: TokenizerInfo
     source: dict[str, Any]
@@ -103,6 +106,17 @@ class TokenInfo(_Section):
     """Samples left out because they could not be decoded."""
     sizes: tuple[NonNegativeInt, ...] = ()
     """Records of every shard; empty until complete."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.shards > MOST_SHARDS:
+            raise ValueError(
+                f"{self.samples} samples in shards of {self.samples_per_shard} are {self.shards} shards; expected at "
+                f"most {MOST_SHARDS}: put more samples into each"
+            )
+        if self.complete and len(self.sizes) != self.shards:
+            raise ValueError(f"{len(self.sizes)} sizes of {self.shards} shards")
+        return self
 
     @property
     def tokens(self) -> int:
