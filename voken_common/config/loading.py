@@ -210,8 +210,8 @@ def _require_plain(value: Any, path: str, origin: str) -> None:
             _require_plain(below, f"{path}.{index}", origin)
     elif not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
         raise ConfigError(
-            f"{origin}: {path} = {shown(repr(value))} ({type(value).__name__}): expected a finite number, a string, true "
-            "or false, null, a list or a mapping; text that YAML reads as something else needs quotes"
+            f"{origin}: {path} = {shown(repr(value))} ({type(value).__name__}): expected a finite number, a string, "
+            "true or false, null, a list or a mapping; text that YAML reads as something else needs quotes"
         )
 
 
