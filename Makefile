@@ -10,6 +10,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.filled
 BENCHMARKS := $(sort $(wildcard scripts/benchmark_*.py))
 CHECKED := $(wildcard voken.py voken_common voken_jax voken_torch scripts tests)
+SCRIPTS := $(wildcard scripts/*.sh .ci/run)
 TYPED := $(wildcard voken_common voken_jax voken_torch)
 
 .DEFAULT_GOAL := help
@@ -20,7 +21,7 @@ help:
 	@echo 'make quickstart-ibq  the same with IBQ'
 	@echo 'make quickstart-generator  train a small generator on its tokens and draw samples of every photograph'
 	@echo 'make test            tests, without those marked slow or large (test-slow runs those; parity the golden cases)'
-	@echo 'make lint typecheck  ruff and mypy; make format rewrites'
+	@echo 'make lint typecheck  ruff, shellcheck and mypy; make format rewrites'
 	@echo 'make bench           every benchmark of scripts/; make faults: the fault matrix'
 	@echo 'Options: PYTHON=python3.12  WORKERS=8  CONFIG=FILE  ARGS="..." (passed on to the command)'
 
@@ -54,6 +55,7 @@ parity: $(READY)
 lint: $(READY)
 	$(RUN) -m ruff check $(CHECKED)
 	$(RUN) -m ruff format --check $(CHECKED)
+	$(VENV)/bin/shellcheck -x $(SCRIPTS)
 
 typecheck: $(READY)
 	$(RUN) -m mypy $(TYPED)

@@ -10,7 +10,22 @@ fail() {
 }
 
 require_number() { # name, least value
-  [[ ${!1} =~ ^[0-9]+$ ]] && ((10#${!1} >= $2)) || fail "$1 is '${!1}': expected a whole number from $2"
+  if ! [[ ${!1} =~ ^[0-9]{1,9}$ ]] || ((10#${!1} < $2)); then
+    fail "$1 is '${!1}': expected a whole number from $2"
+  fi
+}
+
+quoted() { # words; prints them so that every POSIX shell reads them as they are, whatever bytes they hold
+  # printf %q writes what bash alone understands: Slurm and TPU hosts may give it to dash, where it would be code.
+  local LC_ALL=C word between='' escaped="'\\''"
+  for word in "$@"; do
+    if [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then
+      printf '%s%s' "$between" "$word"
+    else
+      printf "%s'%s'" "$between" "${word//"'"/"$escaped"}"
+    fi
+    between=' '
+  done
 }
 
 check_arguments() { # the arguments of the script; --help ends it
@@ -59,13 +74,14 @@ torchrun_command() { # sets command to torchrun of voken_torch.train on the devi
     -m voken_torch.train --device "$@")
 }
 
+# shellcheck disable=SC2120 # not all scripts have variables to print
 run_or_print() { # names of exported variables; runs command, or prints both where DRY_RUN is set
   if [[ -n ${DRY_RUN:-} ]]; then
     local name
     for name in "$@"; do
       printf '%s\n' "$name=${!name}"
     done
-    printf '%q ' "${command[@]}"
+    quoted "${command[@]}"
     echo
     exit 0
   fi

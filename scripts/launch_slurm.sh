@@ -88,5 +88,5 @@ if [[ -n ${SBATCH_EXTRA:-} ]]; then
   command+=("${extra[@]}")
 fi
 # sbatch copies the script that it is given, so the copy has to be told where this one lies.
-command+=(--wrap "exec $(printf '%q ' "$project/scripts/launch_slurm.sh" "$@")")
+command+=(--wrap "exec $(quoted "$project/scripts/launch_slurm.sh" "$@")")
 run_or_print FRAMEWORK NODES GPUS_PER_NODE

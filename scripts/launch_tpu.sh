@@ -38,14 +38,28 @@ if [[ $TPU_NAME == local ]]; then
   run_or_print
 fi
 
+remote_path() { # a path on the hosts, where a leading ~ is their home; everything else of it is taken as it is
+  # shellcheck disable=SC2016,SC2088 # HOME and ~ are those of the hosts
+  case $1 in
+    '~') printf '"$HOME"' ;;
+    '~/'*) printf '"$HOME"/%s' "$(quoted "${1#'~/'}")" ;;
+    -*) quoted "./$1" ;;
+    *) quoted "$1" ;;
+  esac
+}
+
+[[ $TPU_NAME =~ ^([A-Za-z0-9._][A-Za-z0-9._-]*@)?[A-Za-z0-9][A-Za-z0-9-]*$ ]] ||
+  fail "TPU_NAME is '$TPU_NAME': expected letters, digits and hyphens, as gcloud lists it"
+# shellcheck disable=SC2088 # of the hosts
 REMOTE_DIR=${REMOTE_DIR:-'~/voken'}
 REMOTE_PYTHON=${REMOTE_PYTHON:-.venv/bin/python}
 LOG_DIR=${LOG_DIR:-logs}
-remote="cd $REMOTE_DIR && mkdir -p $LOG_DIR && set -o pipefail && "
+remote="cd $(remote_path "$REMOTE_DIR") && mkdir -p $(remote_path "$LOG_DIR") && set -o pipefail && "
 for name in XLA_FLAGS LIBTPU_INIT_ARGS; do
-  [[ -z ${!name:-} ]] || remote+="$name=$(printf '%q' "${!name}") "
+  [[ -z ${!name:-} ]] || remote+="$name=$(quoted "${!name}") "
 done
-remote+="$REMOTE_PYTHON -m voken_jax.train --distributed $(printf '%q ' "$@")2>&1 | tee $LOG_DIR/voken-\$(hostname).log"
+remote+="$(remote_path "$REMOTE_PYTHON") -m voken_jax.train --distributed $(quoted "$@") 2>&1"
+remote+=" | tee $(remote_path "$LOG_DIR/voken-")\"\$(hostname)\".log"
 command=(gcloud compute tpus tpu-vm ssh "$TPU_NAME" --worker all --command "$remote")
 [[ -z ${ZONE:-} ]] || command+=(--zone "$ZONE")
 [[ -z ${PROJECT:-} ]] || command+=(--project "$PROJECT")

@@ -36,6 +36,40 @@ def test_bash_can_read_it(script):
     subprocess.run(["bash", "-n", str(SCRIPTS / script)], check=True)
 
 
+HOSTILE = 'é\'; touch CANARY; $(touch CANARY) `touch CANARY` \\ "x" & | *\n#.yaml'
+
+
+@pytest.mark.parametrize("shell", [shell for shell in ("sh", "dash", "bash") if shutil.which(shell)])
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_a_path_stays_one_word_in_every_shell(tmp_path, shell, locale):
+    """The commands inside the command, as a node of Slurm and a host of a TPU run them."""
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "exec-me"):
+        (tmp_path / "bin" / name).write_text('#!/bin/sh\nfor word in "$@"; do printf "%s\\0" "$word"; done >&2\n')
+        (tmp_path / "bin" / name).chmod(0o755)
+    environment = {"LC_ALL": locale, "PATH": f"{tmp_path}/bin:/usr/bin:/bin", "HOME": str(tmp_path)}
+    hosts = {"REMOTE_DIR": "~/it's here; touch CANARY", "LOG_DIR": "$(touch CANARY)", "REMOTE_PYTHON": "python"}
+    place = tmp_path / "it's here; touch CANARY"
+    place.mkdir()
+    shutil.copy(tmp_path / "bin" / "python", place / "python")
+    hosts["REMOTE_PYTHON"] = "./python"
+    words = shlex.split(launch("launch_slurm.sh", "--config", HOSTILE, **environment).stdout)
+    wrapped = values_of(words)["--wrap"].replace(str(SCRIPTS / "launch_slurm.sh"), "exec-me")
+    words = shlex.split(launch("launch_tpu.sh", "--config", HOSTILE, TPU_NAME="slice", **hosts, **environment).stdout)
+    remote = values_of(words)["--command"].replace("set -o pipefail && ", "")
+    for command in (wrapped, remote):
+        done = subprocess.run([shell, "-c", command], cwd=tmp_path, env=environment, capture_output=True, check=False)
+        received = (done.stderr or done.stdout).decode().split("\0")
+        assert received[received.index("--config") + 1] == HOSTILE
+    assert not list(tmp_path.rglob("CANARY"))
+    assert [path.name for path in (place / "$(touch CANARY)").iterdir()]
+
+
+@pytest.mark.parametrize("name", ["-oProxyCommand=x", "a b", "a;b", "$(x)", ""])
+def test_a_tpu_has_a_name(name):
+    assert launch("launch_tpu.sh", "--config", "a", TPU_NAME=name).returncode == 2
+
+
 @pytest.mark.parametrize("script", NAMES)
 def test_help_explains_every_variable_that_is_read(script):
     done = launch(script, "--help")
