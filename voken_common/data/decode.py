@@ -97,14 +97,14 @@ def identified(source: bytes | str | os.PathLike[str]) -> Image.Image:
     """
     if isinstance(source, bytes):
         return Image.open(io.BytesIO(source), formats=FORMATS)
-    file = open_regular(source)
+    file = open_regular(os.fspath(source))
     try:
         image = Image.open(file, formats=FORMATS)
     except BaseException:
         file.close()
         raise
     # As if Pillow had opened the file: it is closed with the image.
-    image._exclusive_fp = True  # type: ignore[attr-defined]
+    image._exclusive_fp = True
     return image
 
 
