@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import UInt8
@@ -89,23 +91,16 @@ def open_image(
         raise ImageDecodeError(f"{name}: {reason_of(error)}") from error
 
 
-def identified(source: bytes | str | os.PathLike[str]) -> Image.Image:
-    """Open an image of one of `FORMATS` without decoding it; close it after use. Nothing else of voken opens images.
+@contextlib.contextmanager
+def identified(source: bytes | str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """An image of one of `FORMATS`, opened and not decoded; closed after the block. Nothing else of voken opens images.
 
     Raises:
       OSError: not there, no regular file, or not an image of these formats.
     """
-    if isinstance(source, bytes):
-        return Image.open(io.BytesIO(source), formats=FORMATS)
-    file = open_regular(os.fspath(source))
-    try:
-        image = Image.open(file, formats=FORMATS)
-    except BaseException:
-        file.close()
-        raise
-    # As if Pillow had opened the file: it is closed with the image.
-    image._exclusive_fp = True
-    return image
+    with io.BytesIO(source) if isinstance(source, bytes) else open_regular(os.fspath(source)) as file:
+        with Image.open(file, formats=FORMATS) as image:
+            yield image
 
 
 def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:

@@ -11,11 +11,9 @@ import logging
 import time
 from collections.abc import Callable
 
-from PIL import Image
-
 from voken_common.config.data import DataConfig
 from voken_common.data.bad_images import BadImage, BadImageLimit
-from voken_common.data.decode import open_image, reason_of
+from voken_common.data.decode import identified, open_image, reason_of
 from voken_common.data.errors import ImageDecodeError
 from voken_common.data.sources.base import ImageSource
 from voken_common.data.sources.build import build_source
@@ -83,7 +81,7 @@ def _before(
 def _header_problem(source: FileSource, config: DataConfig, index: int) -> str | None:
     path = source.key(index)
     try:
-        with Image.open(path):
+        with identified(path):
             return None
     # As where images are decoded: damaged files make the decoders raise nearly anything.
     except Exception as error:

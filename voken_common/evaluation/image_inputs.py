@@ -7,10 +7,8 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from voken_common.config.data import DataConfig, ImageFolderConfig
-from voken_common.data.decode import reason_of
+from voken_common.data.decode import identified, reason_of
 from voken_common.data.errors import DataError, ImageDecodeError
 from voken_common.data.images import SampleLoader
 from voken_common.data.sources.folder import IMAGES, FileSource, ListFile
@@ -126,7 +124,7 @@ def image_size(loader: SampleLoader, index: int) -> tuple[int, int]:
     """
     path = loader.source.key(index)
     try:
-        with Image.open(path) as image:
+        with identified(path) as image:
             width, height = image.size
             turned = loader.config.exif_rotate and image.getexif().get(_ORIENTATION) in _TURNED
     # As where images are decoded: damaged files make the decoders raise nearly anything.

@@ -159,12 +159,8 @@ class ListFile(FileSource):
                 "  some/folder/image.jpg\nor, with a tab between path and integer label,\n  some/folder/image.jpg\t7"
             )
         try:
-<<<<<<< HEAD
             # With or without a byte-order mark.
-            text = self.path.read_text(encoding="utf-8-sig")
-=======
-            text = read_text(self.path, LARGEST_LIST)
->>>>>>> 96d2147 (Images of named formats only; features of TFDS only; reconstructions get safe names)
+            text = read_text(self.path, LARGEST_LIST).removeprefix("\ufeff")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"cannot read the list file {self.path} as UTF-8 text: {error}") from error
         paths, labels = self._parse(text)
