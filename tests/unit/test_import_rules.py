@@ -27,7 +27,7 @@ FLOORS = {
         {"metrics", "visual"},
         {"data"},
         {"checkpoints"},
-        {"training", "evaluation", "sampling", "api"},
+        {"training", "evaluation", "sampling", "api", "quickstart"},
         {"commands", ""},
     ),
     "voken_jax": (
