@@ -129,6 +129,23 @@ def test_samples_carry_the_names_of_their_classes():
         visual.sample_grid(samples, ["cat"])
 
 
+def test_clips_as_strips_and_as_moving_pictures():
+    originals = np.stack([np.full((2, 4, 6, 3), 10 * t, np.uint8) for t in range(5)], axis=1)
+    again = originals + np.uint8(100)
+    strips = visual.clip_strips(originals, again, frames=3)
+    zoom = style.readable_zoom([originals[0, 0]])
+    height, width = 4 * zoom, 6 * zoom
+    assert strips.shape == (2 * (2 * height + 2) + 6, 3 * width + 4, 3)
+    assert strips[0, :: width + 2, 0].tolist() == [0, 20, 40]
+    assert strips[height + 2, :: width + 2, 0].tolist() == [100, 120, 140]
+    moving = visual.clip_pairs(originals, again, columns=2)
+    assert moving.shape[0] == 5
+    assert moving.shape[1] % 2 == moving.shape[2] % 2 == 0
+    assert moving[:, 0, 0, 0].tolist() == [0, 10, 20, 30, 40]
+    assert moving[:, height + 2, 0, 0].tolist() == [100, 110, 120, 130, 140]
+    assert visual.gif(moving, rate=10)[:6] == b"GIF89a"
+
+
 def test_a_wall_has_a_row_per_class():
     originals = np.full((2, 4, 4, 3), 10, np.uint8)
     samples = np.stack([np.full((3, 4, 4, 3), 100 * (row + 1), np.uint8) for row in range(2)])
