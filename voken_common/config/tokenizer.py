@@ -394,7 +394,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        expected = ("magvit2", "magvit2_video") if self.quantizer.kind == "lfq" else ("vqgan",)
+        expected = ("magvit2", "magvit2_video") if self.quantizer.kind == "lfq" else ("vqgan", "magvit2")
         if self.model.network not in expected:
             raise ValueError(
                 f"quantizer.kind {self.quantizer.kind} needs model.network {' or '.join(expected)}, found "
