@@ -2,8 +2,8 @@
 
 A network of minutes starts here from what k-means knows, in place of random weights: its convolutions first compute
 the principal components of 4x4 patches, the codebook holds their k-means centres, the decoder turns a centre back into
-its patch, and every residual block adds nothing. So the start is a patch quantizer in the form of Open-MAGVIT2's network;
-training then lets encoder, codes and decoder see what surrounds a patch. Only the train parts of the photographs
+its patch, and every residual block adds nothing. So the start is a patch quantizer in the form of Open-MAGVIT2's
+network; training then lets encoder, codes and decoder see what surrounds a patch. Only the train parts of the photographs
 bundled with scikit-image are used. The work directory keeps the newest state, so that the command can be stopped at
 any time and goes on where it was; `--export` writes the averages.
 """
@@ -11,7 +11,6 @@ any time and goes on where it was; `--export` writes the averages.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from voken_common.config.loading import load_config
 from voken_common.data.sources.skimage import PHOTOGRAPHS, Photographs
 from voken_common.metrics import psnr
-from voken_common.quickstart.comparison import compare, held_out_crops, photograph_names, table
+from voken_common.quickstart.comparison import held_out_crops
 from voken_common.quickstart.kmeans import patches_of
 from voken_torch.models.autoencoder import Autoencoder
 from voken_torch.models.magvit2 import AdaptiveGroupNorm, ResidualBlock
@@ -31,7 +30,7 @@ from voken_torch.quantizers.configured import encode_indices, lookup, quantize
 
 PATCH, COMPONENTS, GROUPS = 4, 40, 4
 CONSTANT = 6.0
-"""Size of the constant channels beside the data: it makes the statistics of group norms nearly independent of images."""
+"""Size of the constant channels beside the data: group norms then scale all images by nearly the same."""
 SHIFT = 6.0
 """Where swish is all but linear."""
 
@@ -89,7 +88,7 @@ def signs_of(constants: np.ndarray) -> np.ndarray:
 
 
 def spread(rows: np.ndarray, channels: int, data: int) -> tuple[np.ndarray, np.ndarray]:
-    """A map to the slots of a layer: (channels, inputs) weights of `rows` (data, inputs), and the biases of constants."""
+    """A map to the slots of a layer: (channels, inputs) weights of `rows` (data, inputs), and biases of constants."""
     place, negative, constants = slots(channels, data)
     weight, bias = np.zeros((channels, rows.shape[1]), np.float32), np.zeros(channels, np.float32)
     weight[place], weight[negative], bias[constants] = rows, -rows[: len(negative)], signs_of(constants)
@@ -178,7 +177,7 @@ def start_decoder(model: Autoencoder, basis: np.ndarray) -> None:
     centre_tap(decoder.conv_in.weight, weight)
     put(decoder.conv_in.bias, bias)
     patches = basis.reshape(2, 2, 2, 2, 3, COMPONENTS).transpose(0, 2, 1, 3, 4, 5).reshape(4, 12, COMPONENTS) * PATCH
-    for level, parts, data in ((2, patches, COMPONENTS), (1, np.eye(12, dtype=np.float32).reshape(4, 3, 12), 12)):
+    for level, parts in ((2, patches), (1, np.eye(12, dtype=np.float32).reshape(4, 3, 12))):
         upsample = decoder.up[level].upsample.conv1
         channels = upsample.in_channels
         maps = [spread(gathered(part, channels), channels, len(part)) for part in parts]
@@ -328,7 +327,10 @@ class Training:
                 self.seconds, began = self.seconds + now - began, now
                 self.save()
                 value = psnr(held_out_crops(), self.reconstruct(held_out_crops()))
-                print(f"step {self.step}  {self.seconds:.0f} s  held out {value.mean():.2f} dB {value.round(1)}", flush=True)
+                print(
+                    f"step {self.step}  {self.seconds:.0f} s  held out {value.mean():.2f} dB {value.round(1)}",
+                    flush=True,
+                )
 
     def _update(self, images: Tensor) -> None:
         out = quantize(self.config.quantizer, self.model.encode(images), self.model.codebook)

@@ -224,9 +224,9 @@ class _Work:
         """The picture, the ids and PSNR."""
         if self._shown:
             pairs = [self._shown[number] for number in sorted(self._shown)]
-            texts = [f"{self._values[number]:.2f} dB" for number in sorted(self._shown)]
+            names = [self._names[number] for number in sorted(self._shown)]
             originals, results = zip(*pairs, strict=True)
-            save_png(self._output / PICTURE, side_by_side(originals, results, texts))
+            save_png(self._output / PICTURE, side_by_side(originals, results, names))
         _save_arrays(self._output / IDS, {self._names[number]: self._ids[number] for number in sorted(self._ids)})
         summary: dict[str, Any] = {"mean": float(np.mean(list(values.values()))), "images": values}
         if self._bad:
