@@ -3,9 +3,9 @@
 A network of minutes starts here from what k-means knows, in place of random weights: its convolutions first compute
 the principal components of 4x4 patches, the codebook holds their k-means centres, the decoder turns a centre back into
 its patch, and every residual block adds nothing. So the start is a patch quantizer in the form of Open-MAGVIT2's
-network; training then lets encoder, codes and decoder see what surrounds a patch. Only the train parts of the photographs
-bundled with scikit-image are used. The work directory keeps the newest state, so that the command can be stopped at
-any time and goes on where it was; `--export` writes the averages.
+network; training then lets encoder, codes and decoder see what surrounds a patch. Only the train parts of the
+photographs bundled with scikit-image are used. The work directory keeps the newest state, so that the command can be
+stopped at any time and goes on where it was.
 """
 
 from __future__ import annotations
