@@ -44,6 +44,8 @@ SUBCOMMANDS = (
     Subcommand("train", "train a tokenizer or a generator, or continue a run"),
     Subcommand("encode", "turn a data set into token shards"),
     Subcommand("reconstruct", "images or videos through a tokenizer and back, with PSNR"),
+    Subcommand("evaluate", "measure a tokenizer, a generator or images, beside published figures"),
+    Subcommand("statistics", "statistics of a reference set for FID, to be kept and shared"),
     Subcommand("sample", "draw images of classes with a generator"),
     Subcommand("inflate", "make a video tokenizer of an image tokenizer"),
     Subcommand("convert", "convert a checkpoint to another format", ("jax",)),

@@ -35,6 +35,11 @@ def add_checkpoint(parser: argparse.ArgumentParser, *, required: bool = True, of
     parser.add_argument(
         "--checkpoint", required=required, help=f"{of}a work directory, one step of it, or a .safetensors file"
     )
+    add_checkpoint_options(parser)
+
+
+def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
+    """`--step`, `--weights` and `--no-verify`, for commands that name the checkpoint in their own way."""
     parser.add_argument("--step", default="latest", help="of a work directory: latest, best or a number")
     parser.add_argument("--weights", choices=("ema", "raw"), help="default: the averages, if the checkpoint has them")
     add_no_verify(parser)

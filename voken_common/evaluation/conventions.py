@@ -35,7 +35,7 @@ def of_images(data: DataConfig, described: str, measurement: ImageMeasurement) -
     """Data, geometry and colour of an image evaluation."""
     if measurement.original:
         geometry = {
-            "size": f"original, padded with grey to multiples of {measurement.multiple}, half on each side, cropped back"
+            "size": f"original, padded with grey to multiples of {measurement.multiple}, half on each side, and cropped"
         }
     else:
         crop = {

@@ -11,7 +11,8 @@ from typing import Any
 from voken_common.config.data import DataConfig
 from voken_common.config.tokenizer import Config
 from voken_common.data.images import SampleLoader, ValidationRow
-from voken_common.data.sources.build import ImageSource, build_source
+from voken_common.data.sources.base import ImageSource
+from voken_common.data.sources.build import build_source
 from voken_common.errors import UserError
 from voken_common.evaluation import conventions, published
 from voken_common.evaluation.batches import Row
