@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
 
 from voken_common.config.bounds import NonNegativeInt, PositiveInt, Workers
 from voken_common.config.data import RETRY_SECONDS, DataConfig
@@ -20,6 +20,7 @@ from voken_common.config.tokenizer import (
 )
 from voken_common.config.transformer import TransformerConfig
 
+LEAST_TEMPERATURE = 1e-6
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
@@ -86,6 +87,17 @@ class SamplingConfig(Section):
     top_k: tuple[NonNegativeInt, ...]
     top_p: tuple[Share, ...]
     guidance: Guidance = "constant"
+
+    @field_validator("temperature")
+    @classmethod
+    def _check_temperature(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        for value in values:
+            if 0 < value < LEAST_TEMPERATURE:
+                raise ValueError(
+                    f"found {value:g}: expected 0, which takes the most likely code, or {LEAST_TEMPERATURE:g} and more: "
+                    "logits are divided by it in float32, which less would overflow"
+                )
+        return values
 
     def settings(self) -> Sampling:
         """The same as what the samplers take."""

@@ -30,8 +30,11 @@ from voken_common.config.bounds import (
     Side,
 )
 from voken_common.config.data import DataConfig, VideoFolderConfig
+from voken_common.config.relations import check_relations
 from voken_common.config.video import PatchGAN3DConfig, latent_frames, video_strides
 
+Temperature = Annotated[float, Field(ge=1e-6)]
+"""Logits are divided by it in float32, which less would overflow."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -121,7 +124,7 @@ class LFQConfig(Section):
     kind: Literal["lfq"] = "lfq"
     codebook_size: Codes
     code_dim: Channels
-    temperature: PositiveFloat = 0.01
+    temperature: Temperature = 0.01
     sample_entropy_weight: NonNegativeFloat = 1.0
     batch_entropy_weight: NonNegativeFloat = 1.0
     codebook_weight: NonNegativeFloat = 0.1
@@ -157,7 +160,7 @@ class IBQConfig(Section):
     code_dim: Channels
     beta: NonNegativeFloat = 0.25
     use_entropy: bool = True
-    temperature: PositiveFloat = 0.01
+    temperature: Temperature = 0.01
     """Temperature of the entropy terms only; the straight-through softmax is at 1."""
     sample_entropy_weight: NonNegativeFloat = 1.0
     batch_entropy_weight: NonNegativeFloat = 1.0
@@ -421,6 +424,7 @@ class Config(Section):
                 f"to 1, found {self.mesh.fsdp} and {self.mesh.model}"
             )
         self._check_video()
+        check_relations(self)
         if self.optimizer.schedule.drop_epochs and self.training.epochs is None:
             raise ValueError("optimizer.schedule.drop_epochs needs training.epochs; use drop_steps with training.steps")
         return self

@@ -22,6 +22,7 @@ from voken_common.errors import CheckpointError
 from voken_common.published.models import config_file, find
 
 SEEDS = 2**32
+CACHE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 class Samples(NamedTuple):
@@ -71,6 +72,13 @@ def check_seeds(seed: int, seeds: Sequence[int] | None, count: int) -> list[int]
     if len(given) != count:
         raise ValueError(f"{len(given)} seeds for {count} labels: expected one a sample, or `seed` for all")
     return given
+
+
+def check_cache_dtype(dtype: Any) -> None:
+    """Raise ValueError unless keys and values can be kept in a type, given by any name or object of NumPy's kind."""
+    name = str(getattr(dtype, "name", dtype)).removeprefix("torch.")
+    if name not in CACHE_DTYPES:
+        raise ValueError(f"cache_dtype is {name}: expected {', '.join(CACHE_DTYPES)}; keys and values are no integers")
 
 
 def check_sampling(sampling: Sampling | SamplingConfig | None, config: GeneratorConfig) -> Sampling:

@@ -24,6 +24,7 @@ from voken_common.config.sampling import Sampling
 from voken_common.data.tokens.format import bit_order_of, fingerprint_of, join_ids
 from voken_common.sampling.requests import (
     Samples,
+    check_cache_dtype,
     check_labels,
     check_sampling,
     check_seeds,
@@ -180,6 +181,8 @@ class Generator:
         tokenizer = self.tokenizer if images else None
         order = "lsb_first" if tokenizer is None else bit_order_of(tokenizer.config)
         dtype = None if cache_dtype is None else jnp.dtype(cache_dtype)
+        if dtype is not None:
+            check_cache_dtype(dtype)
         keys = jax.vmap(jax.random.key)(numbers)
         tokens = self._generate(self._weights, classes, keys, sampling=settings, cache_dtype=dtype)
         grid = self.config.model.grid

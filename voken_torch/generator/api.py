@@ -21,6 +21,7 @@ from voken_common.config.sampling import Sampling
 from voken_common.data.tokens.format import bit_order_of, fingerprint_of, join_ids
 from voken_common.sampling.requests import (
     Samples,
+    check_cache_dtype,
     check_labels,
     check_sampling,
     check_seeds,
@@ -177,6 +178,8 @@ class Generator:
         classes = check_labels(labels.cpu().numpy() if isinstance(labels, Tensor) else labels, self.classes)
         numbers = check_seeds(seed, seeds, len(classes))
         settings = check_sampling(sampling, self.config)
+        if cache_dtype is not None:
+            check_cache_dtype(cache_dtype)
         tokenizer = self.tokenizer if images else None
         order = "lsb_first" if tokenizer is None else bit_order_of(tokenizer.config)
         placed = torch.from_numpy(classes).to(self.runtime.device, torch.int64)

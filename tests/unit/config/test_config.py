@@ -119,7 +119,11 @@ def test_missing_key():
         (LFQ, {"model__z_channels": 6}, "model.z_channels 6 must equal quantizer.code_dim 8"),
         (LFQ, {"model__resolution": 33}, "resolution 33 is not divisible by the downsampling factor 2"),
         (LFQ, {"model__channels": 40}, "is not divisible by the 32 groups of group norm"),
-        (LFQ, {"model__network": "vqgan"}, "quantizer.kind lfq needs model.network magvit2, found vqgan"),
+        (
+            LFQ,
+            {"model__network": "vqgan"},
+            "quantizer.kind lfq needs model.network magvit2 or magvit2_video, found vqgan",
+        ),
         (LFQ, {"model__attention_resolutions": [16]}, "network magvit2 has no attention"),
         (LFQ, {"model__dropout": 0.1}, "network magvit2 has no dropout"),
         (IBQ, {"model__attention_resolutions": [8]}, "attention_resolutions [8] are never reached"),

@@ -33,7 +33,7 @@ def test_every_key_of_a_resolved_configuration_is_in_the_reference():
 def test_types_and_defaults_read_as_words():
     found = {(s.key, s.variant): s for s in every_setting(["tokenizer"])}
     temperature = found["quantizer.temperature", "lfq"]
-    assert (temperature.type, temperature.default) == ("number > 0", "0.01")
+    assert (temperature.type, temperature.default) == ("number >= 1e-06", "0.01")
     assert found["name", ""].default is None
     assert found["statistics_scope", ""].type == '"global" or "per_device"'
     assert found["adversarial.generator_weight", ""].type == "number >= 0 or null"
