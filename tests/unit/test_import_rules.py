@@ -21,7 +21,7 @@ FORBIDDEN = {
 FLOORS = {
     "voken_common": (
         {"untrusted"},
-        {"errors", "pixels", "atomic_write"},
+        {"errors", "causes", "pixels", "atomic_write"},
         {"config"},
         {"published"},
         {"metrics", "visual"},

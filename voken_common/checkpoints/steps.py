@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from voken_common.atomic_write import is_partial
+from voken_common.causes import shortened
 from voken_common.config.differences import changed_keys
 from voken_common.config.generator import GeneratorCheckpointConfig, GeneratorConfig
 from voken_common.config.loading import AnyConfig, from_json
 from voken_common.config.tokenizer import CheckpointConfig, Config
-from voken_common.errors import CheckpointError, DamagedError
+from voken_common.errors import CheckpointError, DamagedError, WorkdirError
 from voken_common.untrusted.text import shown
 
 __all__ = ["FOLDER", "LAYOUT", "CheckpointError", "Meta", "Step", "Weights", "choose_step", "kept_steps"]
@@ -38,6 +39,8 @@ LAYOUT = 1
 LOWER_IS_BETTER = ("l1", "lpips", "loss")
 Weights = Literal["ema", "raw"]
 Step = int | Literal["latest", "best"]
+Framework = Literal["jax", "torch"]
+TITLES: dict[Framework, str] = {"jax": "JAX", "torch": "PyTorch"}
 ITEMS: dict[Weights, str] = {"ema": "generator_ema", "raw": "generator"}
 FIXED_FOR_A_RUN = (
     "kind",
@@ -275,15 +278,12 @@ def remove_half_written(folder: Path) -> None:
 
 def failed_write(step: int, folder: Path, error: Exception, intact: list[int]) -> CheckpointError:
     """The error for a step that could not be written."""
-    reason = " ".join(str(error).split())
-    if len(reason) > 400:
-        # What the system said stands at the end of what libraries make of it.
-        reason = f"{reason[:150]} ... {reason[-200:]}"
     stat = os.statvfs(folder) if folder.is_dir() else None
     free = f"{stat.f_bavail * stat.f_frsize / 2**30:.2f} GiB are free there" if stat else "the folder is gone"
     return CheckpointError(
-        f"step {step} could not be written to {folder} ({type(error).__name__}: {reason}); {free}. Steps written "
-        f"before are intact: {intact or 'none'}. Make room or correct the permissions, and run the same command again"
+        f"step {step} could not be written to {folder} ({type(error).__name__}: {shortened(error)}); {free}. Steps "
+        f"written before are intact: {intact or 'none'}. Make room or correct the permissions, and run the same "
+        "command again"
     )
 
 
@@ -304,10 +304,40 @@ def kept_steps(
 def describe_missing(path: Path, command: str, place: str) -> str:
     """The message for a folder without any step."""
     found = ", ".join(sorted(p.name for p in path.glob("*"))[:8]) if path.is_dir() else "no such folder"
+    wanted: Framework = "jax" if "voken_jax" in command else "torch"
+    if (other := _framework_of(path)) is not None and other != wanted:
+        return (
+            f"{path} holds a run of {TITLES[other]}, and this is {TITLES[wanted]}: convert it ("
+            f"{_conversion(path, wanted)}), or use {TITLES[other]}"
+        )
     return (
         f"no checkpoint in {path} (found: {found or 'an empty folder'}); expected a work directory with "
         f"{FOLDER}/{place} as `{command}` writes it"
     )
+
+
+def require_framework(workdir: Path, framework: Framework) -> None:
+    """Raise WorkdirError if a work directory holds a run of the other framework, which it belongs to."""
+    if (other := _framework_of(workdir)) not in (None, framework):
+        title = TITLES[framework]
+        raise WorkdirError(
+            f"{workdir} holds a run of {other and TITLES[other]}, and this one is in {title}: a work directory belongs "
+            f"to one framework. Use another --workdir; to go on from that run in {title}, convert it first: "
+            f"{_conversion(workdir, framework)}"
+        )
+
+
+def _framework_of(workdir: Path) -> Framework | None:
+    """The framework whose steps lie in a work directory; None: none do."""
+    names = [path.name for path in (workdir / FOLDER).iterdir()] if (workdir / FOLDER).is_dir() else []
+    if any(map(str.isdecimal, names)):
+        return "jax"
+    return "torch" if any(re.fullmatch(r"\d+\.pt", name) for name in names) else None
+
+
+def _conversion(workdir: Path, framework: Framework) -> str:
+    place = str(workdir).rstrip("/")
+    return f"voken convert {place} {place}_{framework} --to {'torch' if framework == 'torch' else 'orbax'}"
 
 
 def check_same_run(saved: AnyConfig, config: AnyConfig) -> list[str]:

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import difflib
 import importlib
+import logging
 import sys
 from collections.abc import Callable
 from typing import IO, Any, NamedTuple, cast
@@ -24,6 +25,17 @@ from voken_common.untrusted.text import EscapedStream, log_to_terminal, say
 
 UNUSABLE, DIVERGED, INTERRUPTED = 2, 3, 130
 """Exit statuses of every command: input that cannot be used, a run that diverged, Ctrl-C."""
+
+
+_EXTRAS = {
+    "jax": ("jax", "jaxlib", "flax", "optax", "orbax", "clu", "chex"),
+    "torch": ("torch",),
+    "npu": ("torch_npu",),
+    "data": ("av", "fsspec", "skimage", "tensorflow_datasets"),
+    "tokens": ("pyarrow",),
+    "metrics": ("torchmetrics",),
+}
+"""Modules by the extra that installs them."""
 
 
 class Subcommand(NamedTuple):
@@ -113,9 +125,17 @@ def build_parser(subcommand: Subcommand, framework: Framework | None = None) -> 
     return parser
 
 
+def extra_of(module: str) -> str | None:
+    """The extra of voken that a missing module comes with; None: it is no module of an extra."""
+    top = module.partition(".")[0]
+    return next((extra for extra, modules in _EXTRAS.items() if top in modules), None)
+
+
 def guarded(run: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
     """Run a command; what the user can mend becomes one line and an exit status instead of a trace."""
     log_to_terminal()
+    # JAX tells of every platform that it does not find.
+    logging.getLogger("jax").setLevel(logging.WARNING)
     try:
         # What is printed may hold names from files.
         with contextlib.redirect_stdout(cast(IO[str], EscapedStream(sys.stdout))):
@@ -126,6 +146,12 @@ def guarded(run: Callable[[argparse.Namespace], int], options: argparse.Namespac
     except NonFiniteError as error:
         say(f"error: {error}", error=True)
         return DIVERGED
+    except ModuleNotFoundError as error:
+        extra = extra_of(error.name or "")
+        if extra is None:
+            raise
+        say(f"error: this needs {error.name}, which is not installed: pip install 'voken[{extra}]'", error=True)
+        return UNUSABLE
     except (ValueError, OSError, UnavailableError) as error:
         say(f"error: {error}", error=True)
         return UNUSABLE

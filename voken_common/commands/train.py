@@ -89,5 +89,12 @@ def run(options: argparse.Namespace) -> int:
                     f"--{name.replace('_', '-')} is for {TITLES[framework]}, and this run is in "
                     f"{TITLES[options.framework]}: leave it out, or use voken train --framework {framework}"
                 )
+    from voken_common.checkpoints.steps import require_framework
+    from voken_common.config.loading import load_any_config
+
+    # Before a framework is imported, which takes seconds: most mistakes are in what the user has just written.
+    config = load_any_config(options.config, options.overrides)
+    if not options.dry_run:
+        require_framework(Path(options.workdir or Path("runs") / config.name), options.framework)
     status: int = module_of(options, "train").run(options)
     return status

@@ -94,7 +94,7 @@ class SamplingConfig(Section):
         for value in values:
             if 0 < value < LEAST_TEMPERATURE:
                 raise ValueError(
-                    f"found {value:g}: expected 0, which takes the most likely code, or {LEAST_TEMPERATURE:g} and more: "
+                    f"found {value:g}: expected 0, which takes the likeliest code, or at least {LEAST_TEMPERATURE:g}; "
                     "logits are divided by it in float32, which less would overflow"
                 )
         return values

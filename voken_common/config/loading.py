@@ -88,7 +88,7 @@ def read_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dic
     Raises:
         ConfigError: a file that is missing or no mapping, or bases that run in a circle.
     """
-    path = path.resolve()
+    path = find_config(path).resolve()
     if len(seen) > _MOST_BASES:
         raise ConfigError(f"{seen[0]}: more than {_MOST_BASES} files, each the base of the one before")
     if path in seen:
@@ -109,6 +109,21 @@ def read_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dic
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base is {shown(repr(base))}, expected the path of one YAML file")
     return [*read_layers(path.parent / base, (*seen, path)), (path, data)]
+
+
+def find_config(path: Path) -> Path:
+    """The file itself, or the configuration of voken that has this name, such as `quickstart_lfq`; else the path."""
+    if path.exists() or path.parent != Path("."):
+        return path
+    package = Path(__file__).parents[1]
+    # An installed package carries them inside; in the source tree they lie beside it.
+    for folder in (Path("configs"), package / "configs", package.parent / "configs"):
+        found = sorted(folder.rglob(f"{path.name.removesuffix('.yaml')}.yaml")) if folder.is_dir() else []
+        if len(found) > 1:
+            raise ConfigError(f"{path} is the name of several configurations, name one: {', '.join(map(str, found))}")
+        if found:
+            return found[0]
+    return path
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -282,13 +297,45 @@ def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
 def _unknown(path: list[str], section: type[BaseModel], root: type[BaseModel]) -> str:
     """`unknown key a.b` with the nearest key of that section, else the nearest of the whole configuration."""
     name, prefix = path[-1], path[:-1]
-    near = [".".join([*prefix, key]) for key in difflib.get_close_matches(name, list(section.model_fields), n=1)]
+    near = [".".join([*prefix, key]) for key in _meant(name, list(section.model_fields))]
     if not near:
         everywhere = dict.fromkeys(_all_keys(root))
         near = [key for key in everywhere if key.rsplit(".", 1)[-1] == name]
         near = near or difflib.get_close_matches(".".join(path), list(everywhere), n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else "nothing near it is known;"
     return f"unknown key {'.'.join(path)}; {hint} allowed here: {', '.join(section.model_fields)}"
+
+
+_ALIASES = {
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "bs": "batch_size",
+    "eps": "epsilon",
+    "n_embed": "codebook_size",
+    "num_embeddings": "codebook_size",
+    "embed_dim": "code_dim",
+    "num_workers": "workers",
+    "max_steps": "steps",
+    "num_epochs": "epochs",
+    "max_epochs": "epochs",
+    "grad_clip": "gradient_clip",
+    "ch": "channels",
+    "ch_mult": "channel_multipliers",
+    "num_res_blocks": "residual_blocks",
+    "dtype": "compute_dtype",
+    "resolution": "image_size",
+}
+"""Words of other code bases."""
+
+
+def _meant(name: str, keys: list[str]) -> list[str]:
+    """The key that a wrong name stands for: another word for it, its first letters, a part of it, or a slip."""
+    if _ALIASES.get(name) in keys:
+        return [_ALIASES[name]]
+    if initials := [key for key in keys if "_" in key and "".join(word[0] for word in key.split("_")) == name]:
+        return initials[:1]
+    close = difflib.get_close_matches(name, keys, n=1)
+    return close or [key for key in keys if len(name) > 3 and (name in key.split("_") or key in name.split("_"))][:1]
 
 
 def _describe(detail: Any, mapping: Mapping[str, Any], root: type[BaseModel]) -> str:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from voken_common.config.tokenizer import Config
+from typing import Any
 
 LEAST_LPIPS_SIDE = 16
 """Pixels; the perceptual network halves its input four times."""
 RGB = 3
 
 
-def check_relations(config: Config) -> None:
+def check_relations(config: Any) -> None:
     """Check what the image size, the networks and the sources mean for each other.
+
+    Args:
+        config: a `voken_common.config.tokenizer.Config`, which calls this where it is built.
 
     Raises:
         ValueError: an impossible combination; the message names both keys.
@@ -46,14 +46,14 @@ def check_relations(config: Config) -> None:
         )
 
 
-def least_side(config: Config) -> int:
+def least_side(config: Any) -> int:
     """The smallest side of an image of which the discriminator gives a logit."""
     discriminator = config.discriminator
     if discriminator.kind == "blur":
-        return 1 if discriminator.blur_resample else 2**discriminator.stages
+        return 1 if discriminator.blur_resample else int(2**discriminator.stages)
     if discriminator.kind == "patchgan_3d":
         return 1
-    side = 1
+    side: int = 1
     # Backwards: kernels of 4 with a padding of 1, two of stride 1 at the end and the others of stride 2.
     for stride in (1, 1, *[2] * discriminator.layers):
         side = (side - 1) * stride + 4 - 2

@@ -143,9 +143,12 @@ class LFQConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> LFQConfig:
         if self.code_dim > 30 or self.codebook_size != 2**self.code_dim:
+            fitting = self.codebook_size.bit_length() - 1
+            other = f", or code_dim to {fitting}" if 2**fitting == self.codebook_size and 1 <= fitting <= 30 else ""
             raise ValueError(
                 f"codebook_size {self.codebook_size} is not 2^code_dim with code_dim {self.code_dim} (at most 30): "
-                f"LFQ has one code for every sign pattern, expected {2 ** min(self.code_dim, 30)}"
+                "LFQ has one code for every sign pattern; set quantizer.codebook_size to "
+                f"{2 ** min(self.code_dim, 30)}{other}"
             )
         if self.token_bits is not None and sum(self.token_bits) != self.code_dim:
             raise ValueError(f"token_bits {self.token_bits} must add up to code_dim {self.code_dim}")
@@ -406,7 +409,7 @@ class Config(Section):
         if self.quantizer.kind == "lfq" and self.model.z_channels != self.quantizer.code_dim:
             raise ValueError(
                 f"model.z_channels {self.model.z_channels} must equal quantizer.code_dim {self.quantizer.code_dim}: "
-                "LFQ quantizes the encoder's output itself"
+                f"LFQ quantizes the encoder's output itself; set model.z_channels to {self.quantizer.code_dim}"
             )
         if getattr(self.quantizer, "shard_codes", False) and self.quantizer.codebook_size % self.mesh.model:
             raise ValueError(

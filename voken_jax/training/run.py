@@ -11,7 +11,7 @@ import jax
 from voken_common.atomic_write import replacing
 from voken_common.checkpoints.frozen_tokenizer import tokenizer_of_run
 from voken_common.checkpoints.lock import held
-from voken_common.checkpoints.steps import Progress, check_same_run
+from voken_common.checkpoints.steps import Progress, check_same_run, require_framework
 from voken_common.config.loading import AnyConfig, to_yaml
 from voken_common.config.tokenizer import Config
 from voken_common.training.loop import Hooks, RunLoop
@@ -43,6 +43,7 @@ def train(config: AnyConfig, workdir: Path, profile: int = 0) -> dict[str, float
         ValueError: settings, data, a checkpoint or a work directory that cannot be used.
         NonFiniteError: the run diverged; the state before the failing update is in the last checkpoint.
     """
+    require_framework(workdir, "jax")
     iterator = open_data(config)
     try:
         per_epoch = -(-len(iterator.source) // config.training.batch_size)

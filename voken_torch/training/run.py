@@ -10,7 +10,7 @@ import torch
 from voken_common.atomic_write import replacing
 from voken_common.checkpoints.frozen_tokenizer import tokenizer_of_run
 from voken_common.checkpoints.lock import held
-from voken_common.checkpoints.steps import Progress, check_same_run
+from voken_common.checkpoints.steps import Progress, check_same_run, require_framework
 from voken_common.config.loading import AnyConfig, to_yaml
 from voken_common.config.tokenizer import Config
 from voken_common.training.log import StopRequest
@@ -46,6 +46,7 @@ def train(config: AnyConfig, workdir: Path, runtime: Runtime | None = None, prof
         NonFiniteError: the run diverged; the state before the failing update is in the last checkpoint.
     """
     check_config(config)
+    require_framework(workdir, "torch")
     iterator = open_data(config)
     try:
         runtime = runtime or Runtime()

@@ -114,7 +114,7 @@ def test_missing_key():
     "base, changes, expected",
     [
         (LFQ, {"quantizer__codebook_size": 255}, "codebook_size 255 is not 2^code_dim with code_dim 8"),
-        (LFQ, {"quantizer__codebook_size": 255}, "expected 256"),
+        (LFQ, {"quantizer__codebook_size": 255}, "set quantizer.codebook_size to 256"),
         (LFQ, {"quantizer__token_bits": [3, 4]}, "token_bits (3, 4) must add up to code_dim 8"),
         (LFQ, {"model__z_channels": 6}, "model.z_channels 6 must equal quantizer.code_dim 8"),
         (LFQ, {"model__resolution": 33}, "resolution 33 is not divisible by the downsampling factor 2"),
