@@ -38,7 +38,7 @@ FLOORS = {
         {"tokenizer"},
         {"generator"},
         {"training"},
-        {"conversion", "dry_run"},
+        {"conversion", "dry_run", "export"},
         {"train", "reconstruct", "encode", "sample", "evaluate", "inflate", "convert", ""},
     ),
     "voken_torch": (
@@ -50,7 +50,7 @@ FLOORS = {
         {"tokenizer"},
         {"generator"},
         {"training"},
-        {"conversion"},
+        {"conversion", "export"},
         {"train", "reconstruct", "encode", "sample", "evaluate", "inflate", "convert", ""},
     ),
 }

@@ -61,6 +61,7 @@ SUBCOMMANDS = (
     Subcommand("sample", "draw images of classes with a generator"),
     Subcommand("inflate", "make a video tokenizer of an image tokenizer"),
     Subcommand("convert", "convert a checkpoint to another format", ("jax",)),
+    Subcommand("export", "export a tokenizer to StableHLO, torch.export, ONNX or safetensors", ()),
     Subcommand("tokens", "export token shards to Parquet or to a flat array", ()),
     Subcommand("config", "explain settings, show a configuration and where its values come from", ()),
 )

@@ -1,0 +1,1 @@
+"""Tokenizers as programs that run without voken: StableHLO by jax.export."""
