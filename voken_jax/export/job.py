@@ -14,6 +14,7 @@ from voken_common.errors import UserError
 from voken_jax.checkpoints.load import load
 from voken_jax.export.stablehlo import Part, export
 from voken_jax.tokenizer.api import Tokenizer
+from voken_jax.tokenizer.state import build_autoencoder
 
 
 class Job:
@@ -56,5 +57,5 @@ def read_weights(model: str, weights: Weights) -> tuple[Meta, dict[str, np.ndarr
     Raises:
         CheckpointError: there is no such checkpoint, or it lacks that set.
     """
-    found = load(model, weights=weights)
+    found = load(model, lambda meta: build_autoencoder(meta.tokenizer), weights=weights)
     return found.meta, dict(to_torch({name: np.asarray(leaf) for name, leaf in found.weights.items()}))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from voken_common.config.tokenizer import LFQConfig, VQConfig
-from voken_torch.models.layers import at_least_float32
+from voken_torch.device.kernels import at_least_float32
 from voken_torch.tokenizer.api import Tokenizer
 
 CODES = 16384
@@ -23,6 +23,8 @@ CODES = 16384
 
 class Encoder(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] to ids (B, h, w) int64, quantizer included."""
+
+    powers: Tensor
 
     def __init__(self, tokenizer: Tokenizer):
         super().__init__()
@@ -59,6 +61,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Ids (B, h, w) of an integer type to images (B, 3, H, W) in [-1, 1]."""
 
+    powers: Tensor
+
     def __init__(self, tokenizer: Tokenizer):
         super().__init__()
         self.network, self.config = tokenizer.network, tokenizer.config.quantizer
@@ -70,9 +74,12 @@ class Decoder(nn.Module):
             bits = (ids.unsqueeze(-1) // self.powers) % 2
             codes = (2 * bits - 1).to(next(self.network.parameters()).dtype)
         else:
-            codes = F.embedding(ids, self.network.codebook)
+            codebook = self.network.codebook
+            assert codebook is not None, "this quantizer has a learned codebook"
+            codes = F.embedding(ids, codebook)
         return self.network.decode(codes).clamp(-1, 1)
 
 
-def _chunks(codebook: Tensor) -> list[tuple[int, Tensor]]:
+def _chunks(codebook: Tensor | None) -> list[tuple[int, Tensor]]:
+    assert codebook is not None, "this quantizer has a learned codebook"
     return [(start, codebook[start : start + CODES]) for start in range(0, codebook.shape[0], CODES)]
