@@ -56,13 +56,14 @@ def _weights(options: argparse.Namespace) -> int:
 
     from voken_common.atomic_write import replacing
     from voken_common.checkpoints.conversion.safetensors_file import write_safetensors
+    from voken_common.checkpoints.steps import Weights
     from voken_common.commands.frameworks import choose
     from voken_common.errors import CheckpointError
 
     if options.part != "both":
         raise ValueError(f"--part {options.part}: a .safetensors file holds both parts; leave --part out")
     read_weights = import_module(f"voken_{choose(None)}.export.job").read_weights
-    kind = "ema"
+    kind: Weights = "ema"
     try:
         meta, weights = read_weights(options.model, kind)
     except CheckpointError:
