@@ -49,8 +49,10 @@ def read_bytes(path: str | Path, largest: int = LARGEST_TEXT) -> bytes:
         OSError: as `open_descriptor`; or it is larger (EFBIG).
     """
     with open_regular(path) as file:
-        data = file.read(largest + 1)
-    if len(data) > largest:
+        # As much as is there: a larger number would be taken from memory at once.
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(size + 1) if size <= largest else b""
+    if max(size, len(data)) > largest:
         raise OSError(errno.EFBIG, f"more than {largest} bytes, the most that such a file may have", str(path))
     return data
 

@@ -52,8 +52,9 @@ class TFDSSource(ImageSource):
         try:
             with _known_features(tfds.features.FeatureConnector):
                 builder = tfds.builder(config.name, data_dir=config.data_dir)
-        except (ValueError, OSError, ImportError) as error:
-            reason = str(error).splitlines()[0]
+        # Of a damaged folder the libraries that read it raise nearly anything.
+        except Exception as error:
+            reason = shown(next(iter(str(error).splitlines()), type(error).__name__), 400)
             raise DataError(f"cannot open the TFDS data set {config.name}: {reason}\n{advice}") from error
         if not builder.info.splits:
             raise DataError(
