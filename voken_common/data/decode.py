@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = (
 )
 MAX_ASPECT = 256
 """No photograph comes near; resizing the short side of a line of pixels would need gigabytes."""
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *(("AVIF",) if IMAGE_SUFFIXES[-1] == ".avif" else ()))
 """Those of `IMAGE_SUFFIXES`. Pillow knows forty more and looks at the content alone: PostScript starts Ghostscript."""
 _SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 
