@@ -38,8 +38,7 @@ def _run(options: argparse.Namespace) -> int:
     from voken_jax.dry_run.command import dry_run
     from voken_jax.parallel import distributed
     from voken_jax.parallel.platform import keep_programs
-    from voken_jax.training.replay import replay
-    from voken_jax.training.run import train
+    from voken_jax.training.run import replay, train
 
     keep_programs()
     if options.cpu_devices:

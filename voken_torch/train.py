@@ -28,8 +28,7 @@ def run(options: argparse.Namespace) -> int:
     """
     from voken_common.config.loading import load_any_config
     from voken_torch.device import runtime as device
-    from voken_torch.training.replay import replay
-    from voken_torch.training.run import train
+    from voken_torch.training.run import replay, train
 
     config = load_any_config(options.config, options.overrides)
     if options.deterministic:

@@ -23,6 +23,8 @@ from tests.support.tiny_generator import write_shards as shards_in
 from voken_common.config.loading import load_any_config
 from voken_common.data.tokens.format import split_ids
 from voken_common.data.tokens.pipeline import TokenIterator, build_token_iterator
+from voken_common.processes import Processes
+from voken_common.training.data import open_data
 from voken_common.training.flops import sample_flops
 from voken_common.training.log import RunLog
 from voken_jax.checkpoints.orbax import Checkpoints, find_step, read_meta
@@ -127,7 +129,7 @@ def test_stopped_and_resumed_equals_at_once(run, tmp_path, monkeypatch):
     assert_same_state(state, expected)
     assert train(config, own) == metrics, "a finished run returns its last validation and does nothing"
     assert len(steps) == STEPS
-    assert trainer.build(config, 5, Path(config.tokenizer)).program.program._cache_size() == 1, (
+    assert trainer.build(config, 5, Path(config.tokenizer)).run.step.program._cache_size() == 1, (
         "a restored state is laid out as a fresh one"
     )
 
@@ -153,7 +155,7 @@ def test_two_sub_tokens_are_logged_apart(tmp_path):
 @pytest.mark.parametrize("kind", [ADAPTIVE, FACTORIZED])
 def test_images_become_the_tokens_of_their_tokenizer(trained, tmp_path, kind):
     config = generator_config(tmp_path, kind | {"classes": 8}, tokenizer=str(trained.workdir), data=only_images())
-    iterator = trainer.open_data(config)
+    iterator = open_data(config, Processes())
     batch = next(iterator)
     iterator.close()
     placed = GeneratorData(config, make_mesh(config.mesh)).place(dict(batch))

@@ -14,7 +14,6 @@ from tests.unit.checkpoints.test_retention import ONE, JaxRun, TorchRun
 from voken_common.errors import CheckpointError
 from voken_torch.checkpoints import torch as torch_checkpoint
 from voken_torch.device import runtime as device
-from voken_torch.parallel import sharding
 
 LIMIT = 240
 
@@ -30,7 +29,7 @@ def error_of(function):
 def steps_of(run):
     """What lies there, before the first process goes on to write."""
     steps = run.steps()
-    sharding.wait_for_all()
+    torch.distributed.barrier()
     return steps
 
 

@@ -7,12 +7,10 @@ import pytest
 
 from tests.multidevice.test_step import assert_same
 from tests.support.tiny_generator import ADAPTIVE, FACTORIZED, generator_config
-from voken_common.config.schedules import build_schedule
-from voken_jax.generator.step import GeneratorStep, abstract_generator_state, create_generator_state
+from voken_jax.generator.build import build_run
+from voken_jax.generator.step import create_generator_state
 from voken_jax.generator.validation import GeneratorValidator
-from voken_jax.optimization.optim import build_generator_optimizer
 from voken_jax.parallel.sharding import batch_sharding, make_mesh
-from voken_jax.tokenizer.state import build_generator_network
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -36,13 +34,10 @@ class Run:
     """The parts of a run on some devices."""
 
     def __init__(self, config, devices):
-        self.config, self.network = config, build_generator_network(config)
-        schedule = build_schedule(config, 1, config.training.steps)
-        self.optimizer = build_generator_optimizer(config.optimizer, schedule, config.training.steps)
         self.mesh = make_mesh(config.mesh, jax.devices()[:devices])
-        self.abstract = abstract_generator_state(config, self.network, self.optimizer, self.mesh)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
-        self.step = GeneratorStep(config, self.network, self.optimizer, self.mesh, shardings)
+        run = build_run(config, mesh=self.mesh)
+        self.config, self.network, self.abstract, self.step = config, run.network, run.abstract, run.step
+        self.optimizer = run.optimizer
 
     def initial(self):
         """A state with the same numbers on any devices, none of them special."""

@@ -9,11 +9,10 @@ import optax
 import pytest
 
 from voken_common.config.loading import validate
-from voken_common.config.schedules import build_schedule
-from voken_jax.optimization.optim import build_optimizer
+from voken_jax.optimization.finite import failed_terms
 from voken_jax.parallel.sharding import batch_sharding, make_mesh
-from voken_jax.tokenizer.state import abstract_state, build_players, create_state
-from voken_jax.tokenizer.step import TokenizerStep, failed_terms
+from voken_jax.tokenizer.build import build_run
+from voken_jax.tokenizer.state import create_state
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -53,16 +52,13 @@ class Run:
     """The parts of a run on the first devices, its program compiled once and in a hurry."""
 
     def __init__(self, config, devices):
-        self.config, self.players = config, build_players(config)
-        self.optimizer = build_optimizer(config.optimizer, build_schedule(config, 1, config.training.steps))
         self.mesh = make_mesh(config.mesh, jax.devices()[:devices])
-        self.abstract = abstract_state(config, self.players, self.optimizer, self.mesh)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
-        step = TokenizerStep(config, self.players, self.optimizer, self.mesh, shardings, None)
+        run = build_run(config, mesh=self.mesh)
+        self.config, self.players, self.optimizer, self.abstract = config, run.players, run.optimizer, run.abstract
         shape = (config.training.batch_size, SIZE, SIZE, 3)
         images = jax.ShapeDtypeStruct(shape, jnp.float64, sharding=batch_sharding(self.mesh))
         # Compiling takes nearly all of this file's time; unoptimised kernels take half of it.
-        self.program = step.lower(self.abstract, images).compile({"xla_backend_optimization_level": 0})
+        self.program = run.step.lower(self.abstract, images).compile({"xla_backend_optimization_level": 0})
 
     def step(self, state, images):
         """(state, metrics)."""

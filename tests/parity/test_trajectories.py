@@ -138,7 +138,7 @@ def logged(case, metrics):
 def test_trajectory(case, x64):
     step, state = build(case)
     for index, expected in enumerate(case.config["logs"]):
-        state, metrics = step(state, batch(case, index))
+        state, metrics, _ = step(state, batch(case, index))
         assert_numbers(logged(case, metrics), expected, f"step {index}")
     assert int(state.failure) == 0
     assert_numbers(norms(state.generator, state.discriminator), case.config["final_param_norms"], "parameters")

@@ -21,7 +21,7 @@ FORBIDDEN = {
 FLOORS = {
     "voken_common": (
         {"untrusted"},
-        {"errors", "causes", "pixels", "atomic_write"},
+        {"errors", "causes", "pixels", "atomic_write", "processes"},
         {"config"},
         {"published"},
         {"metrics", "visual"},

@@ -27,6 +27,7 @@ from voken_common.checkpoints.steps import (
 from voken_common.config.generator import GeneratorCheckpointConfig
 from voken_common.config.tokenizer import CheckpointConfig
 from voken_common.errors import CheckpointError
+from voken_common.processes import Processes
 
 logger = logging.getLogger("voken")
 
@@ -34,8 +35,6 @@ _DROPPED = ".dropped.part"
 """End of the name of a folder that is being removed; `remove_half_written` knows it by its last part."""
 
 Result = TypeVar("Result")
-Gather = Callable[[Any], list[Any]]
-"""Called by all processes with what they hold; what the others hold, in order, and nothing where there is one."""
 
 
 class StepFiles(NamedTuple):
@@ -61,8 +60,7 @@ class RunSteps:
         folder: where they lie.
         config: how many to keep, by which metric the best are chosen, and whether checksums are verified.
         files: how to read them.
-        index: number of this process.
-        gather: how the processes tell each other.
+        processes: those of the run.
     """
 
     def __init__(
@@ -70,11 +68,10 @@ class RunSteps:
         folder: Path,
         config: CheckpointConfig | GeneratorCheckpointConfig,
         files: StepFiles,
-        index: int,
-        gather: Gather,
+        processes: Processes,
     ):
         self._folder, self._config, self._files = folder, config, files
-        self._first, self._gather = index == 0, gather
+        self._first, self._gather = processes.first, processes.gather
         self._found: tuple[int | None, list[int]] | None = None
         self._damaged: set[int] = set()
 

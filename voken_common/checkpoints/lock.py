@@ -11,13 +11,14 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from voken_common.atomic_write import open_own
 from voken_common.errors import WorkdirError
+from voken_common.processes import Processes
 from voken_common.untrusted.json_text import loads
 
 logger = logging.getLogger("voken")
@@ -95,25 +96,24 @@ class RunLock:
 
 
 @contextlib.contextmanager
-def held(workdir: Path, first: bool, any_process: Callable[[bool], bool]) -> Iterator[None]:
+def held(workdir: Path, processes: Processes) -> Iterator[None]:
     """A work directory held by the first of several processes; if it cannot be, all of them raise.
 
     Args:
         workdir: of the run.
-        first: whether this is the process that holds it.
-        any_process: whether a flag is set on any process; called by all of them.
+        processes: those of the run, of which the first one holds it.
 
     Raises:
         WorkdirError: another run holds it, or nothing can be written there.
     """
     failure: WorkdirError | None = None
     with contextlib.ExitStack() as stack:
-        if first:
+        if processes.first:
             try:
                 stack.enter_context(RunLock(workdir))
             except WorkdirError as error:
                 failure = error
-        if any_process(failure is not None):
+        if processes.any(failure is not None):
             raise failure or WorkdirError(f"the first process cannot use {workdir}; its message says why")
         yield
 

@@ -61,6 +61,16 @@ class Schedule:
         return xp.ones_like(it)
 
 
+def steps_per_epoch(config: Config | GeneratorConfig, samples: int) -> int:
+    """Optimizer steps of one pass over so many samples; an incomplete last batch counts."""
+    return -(-samples // config.training.batch_size)
+
+
+def total_steps(config: Config | GeneratorConfig, per_epoch: int) -> int:
+    """Length of a run in optimizer steps."""
+    return config.training.steps or (config.training.epochs or 0) * per_epoch
+
+
 def build_schedule(config: Config | GeneratorConfig, steps_per_epoch: int, total_steps: int) -> Schedule:
     """The schedule a configuration describes; epochs become steps here and nowhere else."""
     schedule = config.optimizer.schedule

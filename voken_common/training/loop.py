@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from voken_common.checkpoints.steps import Progress
-from voken_common.config.loading import AnyConfig
 from voken_common.data.errors import DataError
+from voken_common.processes import Processes
 from voken_common.training.collapse import CodeUse, CollapseWatch
 from voken_common.training.health import INPUT_ADVICE, Heartbeat, InputWatch
 from voken_common.training.log import RunLog
 from voken_common.training.profiling import Profiler
+from voken_common.training.stop import AgreedStop
+from voken_common.training.task import Task
 
 
 class Steps(Protocol):
@@ -23,7 +24,7 @@ class Steps(Protocol):
 
     number: int
 
-    def take(self, batch: dict[str, np.ndarray]) -> None:
+    def step(self, batch: dict[str, np.ndarray]) -> None:
         """Start or make one step."""
 
     def settle(self) -> bool:
@@ -39,41 +40,13 @@ class Steps(Protocol):
         """What a checkpoint must hold besides the state."""
 
 
-class Task(Protocol):
-    """What is trained, as far as the loop has to know."""
+class Saves(Protocol):
+    """Checkpoints, as far as the loop has to know."""
 
-    config: AnyConfig
-    total_steps: int
-    shown: tuple[str, ...]
-    rates: Mapping[str, float]
-
-    def logged(self, means: dict[str, float], number: int) -> dict[str, float]:
-        """What is logged after the `number`-th step."""
-
-    @property
-    def validates(self) -> bool:
-        """Whether there is anything to validate on."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Hooks:
-    """What each framework does its own way.
-
-    Attributes:
-        validate: (log, number of the step) -> metrics.
-        save: (metrics of the validation, if any; progress) -> None.
-        stops: whether to stop after a step, agreed by all processes.
-        profiler: traces some steps.
-        first_process: whether this process speaks and writes.
-        alone: whether there is no other process that would have to agree.
-    """
-
-    validate: Callable[[RunLog, int], dict[str, float]]
-    save: Callable[[dict[str, float], Progress], None]
-    stops: Callable[[int], bool]
-    profiler: Profiler
-    first_process: bool
-    alone: bool
+    def save(
+        self, state: Any, config: Any, iterator: Any, metrics: dict[str, float], progress: Progress | None = None
+    ) -> None:
+        """Write the current step."""
 
 
 class RunLoop:
@@ -84,11 +57,25 @@ class RunLoop:
         steps: its optimizer steps.
         batches: the training data of this process.
         workdir: where everything is written.
-        hooks: what each framework does its own way.
+        checkpoints: the steps kept on disk.
+        processes: those that train together.
+        stop: tells when to stop before the end.
+        profiler: traces some steps.
     """
 
-    def __init__(self, task: Task, steps: Steps, batches: Iterator[Any], workdir: Path, hooks: Hooks):
-        self._task, self._steps, self._batches, self._hooks = task, steps, batches, hooks
+    def __init__(
+        self,
+        task: Task,
+        steps: Steps,
+        batches: Iterator[Any],
+        workdir: Path,
+        checkpoints: Saves,
+        processes: Processes,
+        stop: AgreedStop,
+        profiler: Profiler,
+    ):
+        self._task, self._steps, self._batches, self._checkpoints = task, steps, batches, checkpoints
+        self._processes, self._stop, self._profiler = processes, stop, profiler
         config = task.config
         self._collapse = CollapseWatch(config.health, steps.number)
         self._log = RunLog(
@@ -99,25 +86,25 @@ class RunLoop:
             rates=task.rates,
             collapse=self._collapse,
             unit="clips" if getattr(config.data, "is_video", False) else "images",
-            enabled=hooks.first_process,
+            enabled=processes.first,
         )
-        self._heartbeat = Heartbeat(workdir, config.health, config.training.batch_size, hooks.first_process)
+        self._heartbeat = Heartbeat(workdir, config.health, config.training.batch_size, processes.first)
         self._watch = InputWatch(config.health, INPUT_ADVICE)
         self._reached = self._saved = steps.number
 
     def to_the_end(self) -> dict[str, float] | None:
         """Train; the metrics of the validation at the last step, or None for a run that was stopped before."""
         steps, validated = self._steps, {}
-        with self._log, self._heartbeat.lasting(lambda: steps.number), self._watch, self._hooks.profiler as profiler:
+        with self._log, self._heartbeat.lasting(lambda: steps.number), self._watch, self._profiler as profiler:
             # What is left of an earlier run would look like a loop that hangs while the first step is compiled.
             self._heartbeat.beat(steps.number, "starting")
             while steps.number < self._task.total_steps:
                 batch = self._next_batch()
                 profiler.before_step()
-                steps.take(batch)
+                steps.step(batch)
                 self._log.advance()
                 self._heartbeat.beat(steps.number)
-                stopping = self._hooks.stops(steps.number)
+                stopping = self._stop.agreed()
                 if not stopping and not self._due(steps.number):
                     continue
                 # A refused step takes its number back, so that it is not yet time.
@@ -142,7 +129,7 @@ class RunLoop:
             with self._watch.waiting():
                 return next(self._batches)
         except DataError as error:
-            if self._hooks.alone and self._steps.number > self._saved:
+            if self._processes.alone and self._steps.number > self._saved:
                 self._steps.settle()
                 self._save(self._steps.number, {})
                 reason = " ".join(str(error).split())
@@ -173,7 +160,7 @@ class RunLoop:
         validated: dict[str, float] = {}
         if self._task.validates and (last or number % config.validation.every == 0):
             self._heartbeat.beat(number, "validating")
-            validated = self._hooks.validate(self._log, number)
+            validated = self._task.validate(self._log, number)
         if last or number % config.checkpoint.every == 0:
             self._save(number, validated)
         if number % config.validation.every == 0 or number % config.checkpoint.every == 0:
@@ -183,5 +170,6 @@ class RunLoop:
     def _save(self, number: int, validated: dict[str, float]) -> None:
         self._heartbeat.beat(number, "saving")
         self._log.flush()
-        self._hooks.save(validated, self._steps.progress())
+        task = self._task
+        self._checkpoints.save(task.on_disk(), task.config, self._batches, validated, self._steps.progress())
         self._saved = number

@@ -44,7 +44,7 @@ from voken_common.untrusted.files import read_bytes
 from voken_common.untrusted.json_text import loads
 from voken_jax.checkpoints.checksums import needed_items, step_path, step_problems, visible_problems
 from voken_jax.checkpoints.orbax_messages import hush
-from voken_jax.parallel.distributed import gather_objects
+from voken_jax.parallel.distributed import processes
 
 AnyCheckpointConfig = CheckpointConfig | GeneratorCheckpointConfig
 State = Any
@@ -69,7 +69,7 @@ class Checkpoints:
     def __init__(self, workdir: str | Path, config: AnyCheckpointConfig):
         self._folder = Path(workdir).absolute() / FOLDER
         files = StepFiles(steps_in, read_meta, visible_problems, step_problems)
-        self._steps = RunSteps(self._folder, config, files, jax.process_index(), gather_objects)
+        self._steps = RunSteps(self._folder, config, files, processes())
         hush()
         options = ocp.CheckpointManagerOptions(
             # On the CPU arrays are not copied before the next step's donation may overwrite them.

@@ -12,17 +12,14 @@ from jax.sharding import Mesh
 
 from voken_common.config.generator import GeneratorConfig
 from voken_common.config.loading import AnyConfig
-from voken_common.config.schedules import build_schedule
 from voken_common.config.tokenizer import Config
 from voken_common.training.flops import sample_flops
 from voken_jax.dry_run.budget import Budget, Machine, communication, lines, matrix_flops
-from voken_jax.generator.step import GeneratorStep, abstract_generator_state
-from voken_jax.optimization.optim import build_generator_optimizer, build_optimizer
-from voken_jax.parallel.sharding import batch_sharding, check_batch, make_mesh
-from voken_jax.parallel.task import shardings_of, size_of
+from voken_jax.generator.build import build_run as build_generator
+from voken_jax.parallel.sharding import batch_sharding, make_mesh, size_of
+from voken_jax.tokenizer.build import build_run as build_tokenizer
 from voken_jax.tokenizer.perceptual import build_lpips
-from voken_jax.tokenizer.state import abstract_state, build_generator_network, build_players
-from voken_jax.tokenizer.step import Perceptual, TokenizerStep
+from voken_jax.tokenizer.step import Perceptual
 
 NOMINAL_STEPS = 1000
 """Schedules need a length; it changes no shape, so any will do here."""
@@ -37,7 +34,6 @@ def dry_run(config: AnyConfig, machine: Machine | None = None) -> dict[str, floa
     `matrix_flops`, communication and, for a machine, expected rates are those of `voken_jax.dry_run.budget`.
     """
     mesh = make_mesh(config.mesh)
-    check_batch(config, mesh)
     started = time.perf_counter()
     parts = _tokenizer(config, mesh) if isinstance(config, Config) else _generator(config, mesh)
     state, traced, report = parts
@@ -67,11 +63,8 @@ def dry_run(config: AnyConfig, machine: Machine | None = None) -> dict[str, floa
 
 def _tokenizer(config: Config, mesh: Mesh) -> tuple[Any, Any, dict[str, float]]:
     """State, traced step, and what is reported of a tokenizer alone."""
-    players = build_players(config)
-    schedule = build_schedule(config, NOMINAL_STEPS, config.training.steps or NOMINAL_STEPS)
-    optimizer = build_optimizer(config.optimizer, schedule)
-    state = abstract_state(config, players, optimizer, mesh)
-    step = TokenizerStep(config, players, optimizer, mesh, shardings_of(state), _abstract_lpips(config))
+    run = build_tokenizer(config, NOMINAL_STEPS, _abstract_lpips(config), mesh)
+    state, step = run.abstract, run.step
     side = config.data.image_size
     shape = (config.training.batch_size, side, side, config.model.image_channels)
     images = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=batch_sharding(mesh))
@@ -87,10 +80,8 @@ def _tokenizer(config: Config, mesh: Mesh) -> tuple[Any, Any, dict[str, float]]:
 
 def _generator(config: GeneratorConfig, mesh: Mesh) -> tuple[Any, Any, dict[str, float]]:
     """Build and trace a generator's step."""
-    network, steps = build_generator_network(config), config.training.steps or NOMINAL_STEPS
-    optimizer = build_generator_optimizer(config.optimizer, build_schedule(config, NOMINAL_STEPS, steps), steps)
-    state = abstract_generator_state(config, network, optimizer, mesh)
-    step = GeneratorStep(config, network, optimizer, mesh, shardings_of(state))
+    run = build_generator(config, NOMINAL_STEPS, mesh)
+    state, step = run.abstract, run.step
     size, model = config.training.batch_size, config.model
     shapes = {"tokens": (size, model.tokens, len(model.vocabularies)), "labels": (size,)}
     where = batch_sharding(mesh)

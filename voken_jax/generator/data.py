@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -11,32 +10,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from voken_common.config.generator import GeneratorConfig
-from voken_common.data.generator_data import (
-    describe_training,
-    open_held_out,
-    open_training,
-    require_known_classes,
-)
-from voken_common.data.pipeline import TrainIterator
-from voken_common.data.tokens.pipeline import TokenIterator
+from voken_common.data.generator_data import open_held_out, require_known_classes
 from voken_jax.generator.frozen_tokenizer import FrozenTokenizer
 from voken_jax.generator.step import Batch
 from voken_jax.parallel.sharding import batch_sharding
-
-logger = logging.getLogger("voken")
-
-
-def open_tokens(config: GeneratorConfig) -> TokenIterator | TrainIterator:
-    """The training data: batches of tokens, or of images.
-
-    Raises:
-        DataError: it is not there, or not what the model is for.
-    """
-    iterator = open_training(config, jax.process_index(), jax.process_count())
-    logger.info("%s", describe_training(config, iterator))
-    if not config.data.held_out:
-        logger.info("no held-out data is set: no validation, no pictures")
-    return iterator
 
 
 class GeneratorData:
@@ -58,7 +35,7 @@ class GeneratorData:
         place = jax.process_index(), jax.process_count()
         self._held_out = open_held_out(config, *place) if config.data.held_out else None
 
-    def place(self, batch: dict[str, np.ndarray]) -> Batch:
+    def place(self, batch: Mapping[str, np.ndarray]) -> Batch:
         """Tokens (B, T, S), labels (B,) and, if the batch has one, its mask; images are encoded.
 
         Raises:

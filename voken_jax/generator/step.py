@@ -9,7 +9,7 @@ Shape legend: B batch, T tokens, S sub-tokens per position, V codes of one sub-t
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,9 @@ from jaxtyping import Array, Float, Int, UInt
 from voken_common.config.generator import GeneratorConfig
 from voken_jax.models.functional import Network, Weights
 from voken_jax.models.stacked import bind_stacked, stack_layers
+from voken_jax.optimization.finite import Metrics, keep_if_finite
 from voken_jax.parallel.sharding import batch_sharding, replicated, with_shardings
 
-Metrics = dict[str, Float[Array, ""]]
 Batch = dict[str, Array]
 """`tokens` (B, T, S) and `labels` (B,), both integers."""
 
@@ -99,6 +99,13 @@ def token_losses(
     return total, {"loss": total, **metrics}
 
 
+class GeneratorStepped(NamedTuple):
+    """What one step makes of a state: the state after it (as before, where a metric was not finite) and metrics."""
+
+    state: GeneratorState
+    metrics: Metrics
+
+
 class GeneratorStep:
     """The compiled training step of one configuration on one mesh.
 
@@ -119,18 +126,19 @@ class GeneratorStep:
         shardings: GeneratorState,
     ):
         self.config, self.network, self.optimizer, self.mesh = config, network, optimizer, mesh
+        results: Any = (shardings, replicated(mesh))
         self.program = jax.jit(
             self._update,
             donate_argnums=0,
             in_shardings=(shardings, batch_sharding(mesh)),
-            out_shardings=(shardings, replicated(mesh)),
+            out_shardings=GeneratorStepped(*results),
         )
 
-    def __call__(self, state: GeneratorState, batch: Batch) -> tuple[GeneratorState, Metrics]:
-        """The state passed in is consumed. Metrics stay on the device."""
+    def __call__(self, state: GeneratorState, batch: Batch) -> GeneratorStepped:
+        """Make one step; the state passed in is consumed. Metrics stay on the device."""
         return self.program(state, batch)
 
-    def _update(self, state: GeneratorState, batch: Batch) -> tuple[GeneratorState, Metrics]:
+    def _update(self, state: GeneratorState, batch: Batch) -> GeneratorStepped:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         gradients, metrics = self._gradients(state.generator, batch, key)
         metrics["grad_norm"] = optax.tree.norm(gradients)
@@ -140,12 +148,7 @@ class GeneratorStep:
         if decay is not None:
             averages = jax.tree.map(lambda a, w: a - (1 - decay) * (a - w), averages, weights)
         new = GeneratorState(state.step + 1, state.rng, weights, optimizer, averages, state.failure)
-        finite = jnp.stack([jnp.isfinite(metrics[name]) for name in sorted(metrics)])
-        bits = jnp.sum(jnp.where(finite, 0, 1 << jnp.arange(finite.size)), dtype=jnp.int32)
-        # A failed state never moves again, so that it can be looked at on logging steps only.
-        failure = jnp.where(state.failure == 0, bits, state.failure)
-        kept = jax.tree.map(lambda a, b: jnp.where(failure == 0, a, b), new, state)
-        return dataclasses.replace(kept, failure=failure), metrics
+        return GeneratorStepped(keep_if_finite(state, new, metrics), metrics)
 
     def _gradients(self, weights: Weights, batch: Batch, key: Any) -> tuple[Weights, Metrics]:
         """Means over micro-batches, each of which takes its share from every device's samples."""

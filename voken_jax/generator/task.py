@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from voken_common.config.generator import GeneratorConfig
-from voken_common.config.schedules import build_schedule
 from voken_common.data.generator_data import with_origin
 from voken_common.training import generator_logs
 from voken_common.training.log import RunLog
+from voken_common.training.task import Task
 from voken_common.visual import grid
+from voken_jax.generator.build import build_run
 from voken_jax.generator.data import GeneratorData
-from voken_jax.generator.step import (
-    Batch,
-    GeneratorState,
-    GeneratorStep,
-    abstract_generator_state,
-    create_generator_state,
-)
+from voken_jax.generator.step import GeneratorState
 from voken_jax.generator.validation import GeneratorValidator
 from voken_jax.models.functional import Weights
 from voken_jax.models.stacked import in_state, stack_layers, unstack_layers
-from voken_jax.optimization.optim import build_generator_optimizer
-from voken_jax.parallel.sharding import check_batch, make_mesh, with_shardings
-from voken_jax.parallel.task import Metrics, Task, shardings_of, size_of
-from voken_jax.tokenizer.state import build_generator_network
+from voken_jax.optimization.finite import Metrics, cleared
+from voken_jax.parallel.distributed import processes
+from voken_jax.parallel.sharding import make_mesh, shardings_of, size_of, with_shardings
 
 logger = logging.getLogger("voken")
 
@@ -41,71 +36,81 @@ class GeneratorTask(Task):
         config: the run.
         per_epoch: steps of one epoch.
         tokenizer: checkpoint of the tokenizer; None: where the configuration says.
+
+    Attributes:
+        codes: None, as no codebook is trained.
+        abstract: shapes, dtypes and shardings of the state on disk, as ShapeDtypeStructs.
     """
 
     config: GeneratorConfig
-    abstract: GeneratorState
+    state: GeneratorState
+    codes = None
 
     def __init__(self, config: GeneratorConfig, per_epoch: int, tokenizer: Path | None = None):
         self.mesh = make_mesh(config.mesh)
-        check_batch(config, self.mesh)
         self.data = GeneratorData(config, self.mesh, tokenizer)
         encoder = self.data.tokenizer
         self.config = config = with_origin(config, None if encoder is None else encoder.fingerprint)
-        self.total_steps = config.training.steps or (config.training.epochs or 0) * per_epoch
-        self.shown = generator_logs.shown(config)
+        self.run = build_run(config, per_epoch, self.mesh)
+        self.total_steps, self.shown = self.run.total_steps, generator_logs.shown(config)
         self.rates = generator_logs.rates(config, jax.devices()[0].device_kind, self.mesh.size)
-        self.schedule = build_schedule(config, per_epoch, self.total_steps)
-        self.network = build_generator_network(config)
-        self.optimizer = build_generator_optimizer(config.optimizer, self.schedule, self.total_steps)
-        running = abstract_generator_state(config, self.network, self.optimizer, self.mesh)
+        running, network = self.run.abstract, self.run.network
         flat = jax.eval_shape(functools.partial(in_state, unstack_layers), running)
         self.abstract = with_shardings(flat, self.mesh, config)
-        self.program = GeneratorStep(config, self.network, self.optimizer, self.mesh, shardings_of(running))
         # On disk every layer has its own weights.
         self._split = jax.jit(functools.partial(in_state, unstack_layers), out_shardings=shardings_of(self.abstract))
         self._join = jax.jit(functools.partial(in_state, stack_layers), out_shardings=shardings_of(running))
-        self.validator = GeneratorValidator(config, self.network, self.mesh)
+        self.validator = GeneratorValidator(config, network, self.mesh)
         logger.info(
             "%s: %s parameters, %d steps, %d device(s): %s",
             config.name,
-            f"{size_of(self.network.parameters):,}",
+            f"{size_of(network.parameters):,}",
             self.total_steps,
             self.mesh.size,
             jax.devices()[0].device_kind,
         )
 
-    def create(self) -> GeneratorState:
-        """A fresh state."""
-        return create_generator_state(self.config, self.network, self.optimizer, self.mesh)
+    def begin(self) -> None:
+        """Start from a fresh state."""
+        self.state = self.run.create_state()
 
-    def to_disk(self, state: GeneratorState) -> GeneratorState:
-        """Every layer by itself."""
-        return self._split(state)
+    def on_disk(self) -> GeneratorState:
+        """Return the state with every layer by itself."""
+        return self._split(self.state)
 
-    def from_disk(self, state: GeneratorState) -> GeneratorState:
-        """All layers in one array."""
-        return self._join(state)
+    def target(self) -> GeneratorState:
+        """Return the shapes of the state with every layer by itself."""
+        return self.abstract
 
-    def place(self, batch: dict[str, np.ndarray]) -> Batch:
-        """Tokens and labels."""
-        return self.data.place(batch)
+    def resume(self, restored: GeneratorState) -> None:
+        """Continue from a restored state, all layers in one array."""
+        self.state = self._join(restored)
 
-    def step(self, state: GeneratorState, batch: Batch) -> tuple[GeneratorState, Metrics, None]:
-        """One step of AdamW."""
-        return *self.program(state, batch), None
+    def clear_failure(self) -> None:
+        """Let the state move again after a refused step."""
+        self.state = cleared(self.state)
+
+    def step(self, batch: Mapping[str, np.ndarray]) -> tuple[Metrics, None]:
+        """Make one step of AdamW; return its metrics, and no ids of codes."""
+        self.state, metrics = self.run.step(self.state, self.data.place(batch))
+        return metrics, None
+
+    def metrics_of(self, batch: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Make one step and return its metrics."""
+        return {name: float(value) for name, value in self.step(batch)[0].items()}
 
     def logged(self, means: dict[str, float], number: int) -> dict[str, float]:
-        """The means, perplexities of the mean losses, learning rate and weight decay."""
-        return generator_logs.with_schedules(self.config, means, self.schedule, number, self.total_steps)
+        """Add perplexities of the mean losses, learning rate and weight decay."""
+        return generator_logs.with_schedules(self.config, means, self.run.schedule, number, self.total_steps)
 
     @property
     def validates(self) -> bool:
-        """Whether held-out tokens or images are set."""
+        """True if held-out tokens or images are set."""
         return self.config.data.held_out
 
-    def validate(self, state: GeneratorState, log: RunLog, number: int) -> dict[str, float]:
+    def validate(self, log: RunLog, number: int) -> dict[str, float]:
         """Loss on held-out tokens with the averaged weights, if there are any, and a grid of decoded samples."""
+        state = self.state
         weights = state.generator_ema or state.generator
         batches, samples = self.data.held_out()
         metrics = self.validator(weights, batches)
@@ -120,5 +125,5 @@ class GeneratorTask(Task):
         if tokenizer is None or not pictures:
             return
         tokens = self.validator.sample(weights, generator_logs.shown_labels(pictures, self.config.model.classes))
-        if jax.process_index() == 0:
+        if processes().first:
             log.picture(number, "samples", grid(tokenizer.decode(tokens)))

@@ -29,6 +29,7 @@ from jax._src import distributed as _runtime
 from jax.experimental import multihost_utils
 
 from voken_common.errors import UnavailableError
+from voken_common.processes import Processes
 
 logger = logging.getLogger("voken")
 
@@ -130,6 +131,18 @@ def describe_lost(error: BaseException) -> str:
         f"process {jax.process_index()} of {jax.process_count()}: a computation that all processes share did not "
         f"finish; most likely another one was lost, so look at its output ({_one_line(error)}). {_AGAIN}"
     )
+
+
+def processes() -> Processes:
+    """Return the processes of this run."""
+    return Processes(jax.process_index(), jax.process_count(), gather_objects, any_process)
+
+
+def any_process(flag: bool) -> bool:
+    """Tell whether the flag is set on any process; all of them call it."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -168,3 +169,13 @@ def with_shardings(shapes: Any, mesh: Mesh, config: AnyConfig) -> Any:
     """The shapes of a training state as ShapeDtypeStructs that say where each leaf lives."""
     shardings = state_shardings(shapes, mesh, config)
     return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings)
+
+
+def shardings_of(abstract: Any) -> Any:
+    """Return the shardings of a pytree of ShapeDtypeStructs."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+def size_of(weights: Mapping[str, Any]) -> int:
+    """Count the numbers in a dictionary of arrays or of their shapes."""
+    return sum(int(np.prod(w.shape)) for w in weights.values())

@@ -1,10 +1,10 @@
 """One optimizer step of both players: the only place where a tokenizer's terms are weighted and summed.
 
-`TokenizerStep` is called as `(state, images) -> (state, metrics)` and runs one jitted program with donated state. LFQ
-updates the generator first and the discriminator on the same reconstruction; IBQ and VQ update the discriminator first
-and the generator against the updated one. With `statistics_scope: global` the program is plain `jit` and every mean is
-over the global batch; with `per_device` it runs inside `shard_map`, every mean is over one device's images, and the
-gradients are averaged, as in data parallelism without synchronised statistics.
+`TokenizerStep` is called as `(state, images) -> (state, metrics, ids)` and runs one jitted program with donated state.
+LFQ updates the generator first and the discriminator on the same reconstruction; IBQ and VQ update the discriminator
+first and the generator against the updated one. With `statistics_scope: global` the program is plain `jit` and every
+mean is over the global batch; with `per_device` it runs inside `shard_map`, every mean is over one device's images, and
+the gradients are averaged, as in data parallelism without synchronised statistics.
 
 Shape legend: A micro-batches, B batch, S pixels of images (H W) or clips (T H W), s tokens, D code dimension.
 """
@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int
 from voken_common.config.tokenizer import Config
 from voken_jax.models.functional import Network, Weights, buffers_of
 from voken_jax.optimization.codebook_usage import MICRO_BATCHES
+from voken_jax.optimization.finite import Metrics, keep_if_finite
 from voken_jax.parallel.sharding import BATCH, batch_sharding, replicated
 from voken_jax.quantizers.configured import Quantized, quantize
 from voken_jax.tokenizer.losses import (
@@ -38,7 +39,6 @@ from voken_jax.tokenizer.losses import (
 from voken_jax.tokenizer.state import Players, TrainState
 
 Images = Float[Array, "B *S 3"]
-Metrics = dict[str, Float[Array, ""]]
 Ids = Int[Array, "A B *s"]
 
 
@@ -62,6 +62,20 @@ class Carry(NamedTuple):
 
     buffers: Weights
     lecam: LecamAverages
+
+
+class Stepped(NamedTuple):
+    """What one step makes of a state.
+
+    Attributes:
+        state: after the step; as before, with its failure bits set, where a metric was not finite.
+        metrics: by name.
+        ids: of the codes that the images became, each on the device of its image.
+    """
+
+    state: TrainState
+    metrics: Metrics
+    ids: Ids
 
 
 class TokenizerStep:
@@ -91,23 +105,22 @@ class TokenizerStep:
         body = self._update
         if self._axis:
             specs = jax.tree.map(lambda s: s.spec, shardings)
-            out_specs = (specs, P(), MICRO_BATCHES)
-            body = jax.shard_map(body, mesh=mesh, in_specs=(specs, BATCH, P()), out_specs=out_specs, check_vma=False)
+            parts: Any = (specs, P(), MICRO_BATCHES)
+            body = jax.shard_map(
+                body, mesh=mesh, in_specs=(specs, BATCH, P()), out_specs=Stepped(*parts), check_vma=False
+            )
+        results: Any = (shardings, replicated(mesh), NamedSharding(mesh, MICRO_BATCHES))
         self.program = jax.jit(
             body,
             donate_argnums=0,
             in_shardings=(shardings, batch_sharding(mesh), None),
-            out_shardings=(shardings, replicated(mesh), NamedSharding(mesh, MICRO_BATCHES)),
+            out_shardings=Stepped(*results),
         )
         whole = replicated(mesh)
         self._frozen = {} if perceptual is None else jax.tree.map(lambda w: _placed(w, whole), perceptual.weights)
 
-    def __call__(self, state: TrainState, images: Images) -> tuple[TrainState, Metrics]:
-        """Images in [-1, 1]; the state passed in is consumed. Metrics stay on the device."""
-        return self.with_ids(state, images)[:2]
-
-    def with_ids(self, state: TrainState, images: Images) -> tuple[TrainState, Metrics, Ids]:
-        """The same, and the ids of the codes that the images became, each on the device of its image."""
+    def __call__(self, state: TrainState, images: Images) -> Stepped:
+        """Make one step on images in [-1, 1]; the state passed in is consumed. Metrics stay on the device."""
         return self.program(state, images, self._frozen)
 
     def lower(self, state: TrainState, images: Any) -> jax.stages.Lowered:
@@ -119,7 +132,7 @@ class TokenizerStep:
         frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self._frozen)
         return self.program.trace(state, images, frozen)
 
-    def _update(self, state: TrainState, images: Images, frozen: Weights) -> tuple[TrainState, Metrics, Ids]:
+    def _update(self, state: TrainState, images: Images, frozen: Weights) -> Stepped:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         if self._axis:
             key = jax.random.fold_in(key, jax.lax.axis_index(self._axis))
@@ -137,7 +150,7 @@ class TokenizerStep:
             generator_ema=self._average(state.generator_ema, new.generator),
             discriminator_ema=self._average(state.discriminator_ema, new.discriminator),
         )
-        return _keep_if_finite(state, new, metrics), metrics, ids
+        return Stepped(keep_if_finite(state, new, metrics), metrics, ids)
 
     def _generator_first(self, task: _Task, carry: Carry, micro: Images) -> tuple[TrainState, Carry, Metrics, Ids]:
         def passes(carry: Carry, images: Images) -> tuple[Carry, Any, Array]:
@@ -338,17 +351,3 @@ def _placed(weight: Any, sharding: NamedSharding) -> Any:
     if isinstance(weight, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(weight.shape, weight.dtype, sharding=sharding)
     return jax.device_put(weight, sharding)
-
-
-def _keep_if_finite(old: TrainState, new: TrainState, metrics: Metrics) -> TrainState:
-    """`new`, or `old` with its failure bits set where a metric is not finite; a failed state never moves again."""
-    bad = [jnp.logical_not(jnp.isfinite(metrics[name])) for name in sorted(metrics)]
-    bits = sum(flag.astype(jnp.int32) << i for i, flag in enumerate(bad))
-    failure = jnp.where(old.failure == 0, bits, old.failure)
-    kept = jax.tree.map(lambda a, b: jnp.where(failure == 0, a, b), new, old)
-    return kept.replace(failure=failure)
-
-
-def failed_terms(failure: int, metrics: Metrics) -> list[str]:
-    """Names of the metrics whose failure bits are set."""
-    return [name for i, name in enumerate(sorted(metrics)) if failure >> i & 1]

@@ -3,70 +3,52 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
-from voken_common.config.schedules import build_schedule
 from voken_common.config.tokenizer import Config
-from voken_common.data.inspection import look_through
-from voken_common.data.pipeline import TrainIterator, build_train_iterator, build_validation_batches
-from voken_common.data.sources.build import build_source
+from voken_common.training.data import validation_batches
 from voken_common.training.log import SHOWN, RunLog
+from voken_common.training.task import Task
 from voken_common.training.validation import report
-from voken_jax.optimization.optim import build_optimizer
-from voken_jax.parallel.sharding import batch_sharding, check_batch, make_mesh
-from voken_jax.parallel.task import Metrics, Task, shardings_of, size_of
+from voken_jax.optimization.finite import Metrics, cleared
+from voken_jax.parallel.distributed import processes
+from voken_jax.parallel.sharding import batch_sharding, size_of
+from voken_jax.tokenizer.build import build_run
 from voken_jax.tokenizer.perceptual import load_perceptual
-from voken_jax.tokenizer.state import TrainState, abstract_state, build_players, create_state
-from voken_jax.tokenizer.step import TokenizerStep
+from voken_jax.tokenizer.state import TrainState
 from voken_jax.tokenizer.validation import Validator
 
 logger = logging.getLogger("voken")
 
 
-def open_images(config: Config) -> TrainIterator:
-    """The training images."""
-    source = build_source(config.data.train)
-    logger.info("training on %s", source.describe())
-    if config.data.validation is None:
-        logger.info("data.validation is not set: no validation, no pictures")
-    look_through(config.data, source)
-    return build_train_iterator(
-        config.data,
-        batch_size_per_process=config.training.batch_size // jax.process_count(),
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        source=source,
-    )
-
-
 class TokenizerTask(Task):
-    """Networks, optimizer, step and validator of a tokenizer on a mesh over all devices.
+    """A tokenizer's run and its validator on a mesh over all devices.
 
     Args:
         config: the run.
         per_epoch: steps of one epoch.
+
+    Attributes:
+        codes: size of the codebook that is trained.
+        abstract: shapes, dtypes and shardings of the state, as ShapeDtypeStructs.
     """
 
     config: Config
-    abstract: TrainState
+    state: TrainState
     shown = SHOWN
 
     def __init__(self, config: Config, per_epoch: int):
-        self.config, self.mesh, self.rates = config, make_mesh(config.mesh), {}
-        self.codes = config.quantizer.codebook_size
-        check_batch(config, self.mesh)
-        self.total_steps = config.training.steps or (config.training.epochs or 0) * per_epoch
-        self.schedule = build_schedule(config, per_epoch, self.total_steps)
-        self.players, self.optimizer = build_players(config), build_optimizer(config.optimizer, self.schedule)
         perceptual = load_perceptual(config)
         if perceptual is None:
             logger.info("perceptual.weights is none: training WITHOUT perceptual loss (and validation without LPIPS)")
-        self.abstract = abstract_state(config, self.players, self.optimizer, self.mesh)
-        shardings = shardings_of(self.abstract)
-        self.program = TokenizerStep(config, self.players, self.optimizer, self.mesh, shardings, perceptual)
+        self.run = build_run(config, per_epoch, perceptual)
+        self.config, self.mesh, self.rates = config, self.run.mesh, {}
+        self.codes, self.total_steps = config.quantizer.codebook_size, self.run.total_steps
+        self.abstract, self.players = self.run.abstract, self.run.players
         self.validator = Validator(config, self.players.autoencoder, self.mesh, perceptual)
         logger.info(
             "%s: %s parameters (discriminator %s), %d steps, %d device(s): %s",
@@ -78,37 +60,52 @@ class TokenizerTask(Task):
             jax.devices()[0].device_kind,
         )
 
-    def create(self) -> TrainState:
-        """A fresh state."""
-        return create_state(self.config, self.players, self.optimizer, self.mesh)
+    def begin(self) -> None:
+        """Start from a fresh state."""
+        self.state = self.run.create_state()
 
-    def place(self, batch: dict[str, np.ndarray]) -> jax.Array:
-        """The images or clips."""
-        return jax.make_array_from_process_local_data(batch_sharding(self.mesh), batch[self.config.data.pixels])
+    def on_disk(self) -> TrainState:
+        """Return the state itself."""
+        return self.state
 
-    def step(self, state: TrainState, batch: jax.Array) -> tuple[TrainState, Metrics, jax.Array]:
-        """One step of both players."""
-        return self.program.with_ids(state, batch)
+    def target(self) -> TrainState:
+        """Return the shapes of the state."""
+        return self.abstract
+
+    def resume(self, restored: TrainState) -> None:
+        """Continue from a restored state."""
+        self.state = restored
+
+    def clear_failure(self) -> None:
+        """Let the state move again after a refused step."""
+        self.state = cleared(self.state)
+
+    def step(self, batch: Mapping[str, np.ndarray]) -> tuple[Metrics, Array]:
+        """Make one step of both players.
+
+        Returns:
+            The metrics, and the ids of the codes that the images became, (micro-batches, samples, ...).
+        """
+        images = jax.make_array_from_process_local_data(batch_sharding(self.mesh), batch[self.config.data.pixels])
+        self.state, metrics, ids = self.run.step(self.state, images)
+        return metrics, ids
+
+    def metrics_of(self, batch: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Make one step and return its metrics."""
+        return {name: float(value) for name, value in self.step(batch)[0].items()}
 
     def logged(self, means: dict[str, float], number: int) -> dict[str, float]:
-        """The means and the learning rate."""
-        return {**means, "learning_rate": self.config.optimizer.learning_rate * float(self.schedule(number - 1))}
+        """Add the learning rate."""
+        return {**means, "learning_rate": self.config.optimizer.learning_rate * float(self.run.schedule(number - 1))}
 
     @property
     def validates(self) -> bool:
-        """Whether held-out images are set."""
+        """True if held-out images are set."""
         return self.config.data.validation is not None
 
-    def validate(self, state: TrainState, log: RunLog, number: int) -> dict[str, float]:
+    def validate(self, log: RunLog, number: int) -> dict[str, float]:
         """Reconstruct held-out images with the averaged weights."""
-        batches = build_validation_batches(
-            self.config.data,
-            batch_size=self.config.validation.batch_size // jax.process_count(),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            max_images=self.config.validation.max_images,
-            labelled=False,
-        )
-        result = self.validator(state.generator_ema, batches)
+        batches = validation_batches(self.config, processes())
+        result = self.validator(self.state.generator_ema, batches)
         report(log, number, result, batches.num_images)
         return result.metrics

@@ -1,73 +1,71 @@
-"""The training loop of tokenizers and generators: step, logging, validation, checkpoints, resume and a clean stop."""
+"""JAX as a framework that runs: `train` and `replay` of `voken_common.training.run`, with tasks on a mesh."""
 
 from __future__ import annotations
 
-import logging
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
-from voken_common.atomic_write import replacing
-from voken_common.checkpoints.frozen_tokenizer import tokenizer_of_run
-from voken_common.checkpoints.lock import held
-from voken_common.checkpoints.steps import Progress, check_same_run, require_framework
-from voken_common.config.loading import AnyConfig, to_yaml
+from voken_common.checkpoints.steps import Progress
+from voken_common.config.loading import AnyConfig
 from voken_common.config.tokenizer import Config
-from voken_common.training.loop import Hooks, RunLoop
-from voken_common.training.profiling import FOLDER, Profiler
+from voken_common.training import run
+from voken_common.training.stop import AgreedStop
 from voken_jax.checkpoints.orbax import Checkpoints
-from voken_jax.generator.data import open_tokens
 from voken_jax.generator.task import GeneratorTask
-from voken_jax.parallel.task import Task
-from voken_jax.tokenizer.task import TokenizerTask, open_images
+from voken_jax.parallel.distributed import processes
+from voken_jax.tokenizer.task import TokenizerTask
 from voken_jax.training.inflate import inflated_state
 from voken_jax.training.step_queue import Steps
-from voken_jax.training.stop import AgreedStop, any_process
-
-logger = logging.getLogger("voken")
+from voken_jax.training.stop import PreemptionStop
 
 
-def train(config: AnyConfig, workdir: Path, profile: int = 0) -> dict[str, float]:
-    """Train to the end of the configuration, from the newest good checkpoint of `workdir` if there is one.
+class Framework:
+    """Tasks, checkpoints and steps of JAX; see `voken_common.training.run.Framework`."""
 
-    Args:
-        config: of a tokenizer or a generator.
-        workdir: where everything is written; no other run may use it meanwhile.
-        profile: trace this many steps.
+    name: Literal["jax", "torch"] = "jax"
+    to_device: Callable[[Any], Any] | None = None
 
-    Returns:
-        The metrics of the last validation; empty where there is no validation source or the run was stopped.
+    def __init__(self) -> None:
+        self.processes = processes()
 
-    Raises:
-        ValueError: settings, data, a checkpoint or a work directory that cannot be used.
-        NonFiniteError: the run diverged; the state before the failing update is in the last checkpoint.
-    """
-    require_framework(workdir, "jax")
-    iterator = open_data(config)
-    try:
-        per_epoch = -(-len(iterator.source) // config.training.batch_size)
-        task = build(config, per_epoch, tokenizer_of_run(config, workdir))
-        with held(workdir, jax.process_index() == 0, any_process):
-            checkpoints = Checkpoints(workdir, config.checkpoint)
-            try:
-                state, progress = _start(task, checkpoints, iterator)
-                _write_config(workdir, task.config)
-                steps = Steps(task, state, progress, workdir)
-                return _run(task, steps, iterator, checkpoints, workdir, profile)
-            finally:
-                checkpoints.close()
-    finally:
-        iterator.close()
+    def build(self, config: AnyConfig, per_epoch: int, tokenizer: Path | None = None) -> TokenizerTask | GeneratorTask:
+        """Build networks, optimizer and programs on a mesh over all devices."""
+        return build(config, per_epoch, tokenizer)
+
+    def begin(self, task: TokenizerTask | GeneratorTask) -> None:
+        """Create a fresh state, with inflated weights where the configuration asks for them."""
+        task.begin()
+        if isinstance(task, TokenizerTask):
+            task.state = inflated_state(task.config, task.state)
+
+    def checkpoints(self, workdir: Path, config: Any) -> Checkpoints:
+        """Open the steps of a work directory."""
+        return Checkpoints(workdir, config)
+
+    def steps(self, task: TokenizerTask | GeneratorTask, progress: Progress, workdir: Path) -> Steps:
+        """Queue the steps of a task."""
+        return Steps(task, progress, workdir)
+
+    def stop(self) -> AgreedStop:
+        """Listen to signals."""
+        return AgreedStop(self.processes) if self.processes.alone else PreemptionStop(self.processes)
+
+    def trace(self, folder: Path) -> tuple[Callable[[], object], Callable[[], object]]:
+        """Trace by JAX's profiler."""
+
+        def end() -> None:
+            jax.effects_barrier()
+            jax.profiler.stop_trace()
+
+        return functools.partial(jax.profiler.start_trace, str(folder)), end
 
 
-def open_data(config: AnyConfig) -> Any:
-    """The training data of a run, as an iterator that remembers its `source`."""
-    return open_images(config) if isinstance(config, Config) else open_tokens(config)
-
-
-def build(config: AnyConfig, per_epoch: int, tokenizer: Path | None = None) -> Task:
-    """Networks, optimizer and programs on a mesh over all devices.
+def build(config: AnyConfig, per_epoch: int, tokenizer: Path | None = None) -> TokenizerTask | GeneratorTask:
+    """Build networks, optimizer and programs on a mesh over all devices.
 
     Args:
         config: of a tokenizer or a generator.
@@ -79,47 +77,11 @@ def build(config: AnyConfig, per_epoch: int, tokenizer: Path | None = None) -> T
     return GeneratorTask(config, per_epoch, tokenizer)
 
 
-def _start(task: Task, checkpoints: Checkpoints, iterator: Any) -> tuple[Any, Progress]:
-    latest = checkpoints.recover()
-    if latest is None:
-        state = task.create()
-        return inflated_state(task.config, state) if isinstance(task.config, Config) else state, Progress()
-    meta = checkpoints.meta(latest)
-    changed = check_same_run(meta.config, task.config)
-    if changed:
-        logger.info("settings changed since the checkpoint: %s", ", ".join(changed))
-    logger.info("continuing at step %d", latest)
-    return task.from_disk(checkpoints.restore(task.abstract, iterator)), meta.progress
+def train(config: AnyConfig, workdir: Path, profile: int = 0) -> dict[str, float]:
+    """Train on all devices; see `voken_common.training.run.train`."""
+    return run.train(config, workdir, Framework(), profile)
 
 
-def _write_config(workdir: Path, config: AnyConfig) -> None:
-    if jax.process_index() == 0:
-        with replacing(workdir / "config.yaml") as file:
-            file.write(to_yaml(config).encode())
-
-
-def _run(
-    task: Task, steps: Steps, iterator: Any, checkpoints: Checkpoints, workdir: Path, profile: int
-) -> dict[str, float]:
-    first, folder = steps.number, workdir / FOLDER
-    with AgreedStop() as stop:
-        hooks = Hooks(
-            validate=lambda log, number: task.validate(steps.state, log, number),
-            save=lambda metrics, progress: checkpoints.save(
-                task.to_disk(steps.state), task.config, iterator, metrics, progress
-            ),
-            stops=stop.agreed,
-            profiler=Profiler(folder, profile, lambda: jax.profiler.start_trace(str(folder)), _end_trace),
-            first_process=jax.process_index() == 0,
-            alone=jax.process_count() == 1,
-        )
-        validated = RunLoop(task, steps, iterator, workdir, hooks).to_the_end()
-    if first >= task.total_steps:
-        logger.info("the run is finished: step %d of %d is on disk", first, task.total_steps)
-        return checkpoints.meta(first).metrics
-    return validated or {}
-
-
-def _end_trace() -> None:
-    jax.effects_barrier()
-    jax.profiler.stop_trace()
+def replay(config: AnyConfig, workdir: Path, path: Path) -> dict[str, float]:
+    """Run one step on a batch that broke a step; see `voken_common.training.run.replay`."""
+    return run.replay(config, workdir, path, Framework())

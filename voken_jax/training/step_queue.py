@@ -1,19 +1,18 @@
 """Steps that run a little ahead of what is known about them, their mean metrics, and what happens when one is refused.
 
-A step whose loss or gradient is not finite leaves the state as it was, and the state then stays so (`Task`), which the
-host learns some steps later. The batches since are kept until it has: a refused one is saved and skipped, and those
-after it are run again. So what is computed does not depend on how far ahead the host was.
+A step whose loss or gradient is not finite leaves the state as it was, and the state then stays so
+(`keep_if_finite`), which the host learns some steps later. The batches since are kept until it has: a refused one is
+saved and skipped, and those after it are run again. So what is computed does not depend on how far ahead the host was.
 """
 
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +24,11 @@ from voken_common.checkpoints.steps import Progress
 from voken_common.errors import NonFiniteError
 from voken_common.training.collapse import CodeUse
 from voken_common.training.health import SKIPPED, save_failed_batch
+from voken_jax.generator.task import GeneratorTask
 from voken_jax.optimization.codebook_usage import SeenCodes, distinct, nothing_seen, see
-from voken_jax.parallel.task import Metrics, Task
-from voken_jax.tokenizer.step import failed_terms
+from voken_jax.optimization.finite import Metrics, failed_terms
+from voken_jax.parallel.distributed import processes
+from voken_jax.tokenizer.task import TokenizerTask
 
 logger = logging.getLogger("voken")
 
@@ -72,37 +73,42 @@ class Steps:
     """The optimizer steps of a run.
 
     Args:
-        task: what is trained.
-        state: where it starts; it is consumed.
+        task: what is trained; its state is consumed and replaced by every step.
         progress: what the checkpoint says besides.
         workdir: where batches of refused steps are kept.
 
     Attributes:
-        state: after the steps started so far.
-        number: their number, counted from the beginning of the run; less after `settle` where one was refused.
+        number: of the steps started so far, counted from the beginning of the run; less after `settle` where one was
+            refused.
     """
 
-    def __init__(self, task: Task, state: Any, progress: Progress, workdir: Path):
-        self.state, self.number = state, int(state.step)
+    def __init__(self, task: TokenizerTask | GeneratorTask, progress: Progress, workdir: Path):
+        self.number = int(task.state.step)
         self._task, self._workdir, self._skipped = task, workdir, progress.skipped
         self._flights: collections.deque[_Flight] = collections.deque()
         self._totals = _Totals(_restored(progress.averages), self._no_codes())
         self._tokens = 0
 
-    def take(self, batch: Batch) -> None:
-        """Start one step on a batch, when not too many are under way.
+    def step(self, batch: Batch, ahead: int | None = AHEAD) -> None:
+        """Start one step on a batch, and wait until no more than `ahead` are under way; None: wait for none.
 
         Raises:
             NonFiniteError: one of those before was refused, and no more may be skipped.
         """
-        self._start(batch)
-        self._settle(AHEAD)
+        with jax.transfer_guard_device_to_host("disallow"):
+            metrics, ids = self._task.step(batch)
+            self._totals, failure = _accumulate(self._task.mesh, self._totals, metrics, ids, self._task.state.failure)
+        self._tokens = 0 if ids is None else ids.size
+        self._flights.append(_Flight(batch, metrics, failure))
+        self.number += 1
+        if ahead is not None:
+            self._settle(ahead)
 
     def settle(self) -> bool:
         """Wait for all steps; whether any was refused, so that `number` is less than it was.
 
         Raises:
-            NonFiniteError: as `take`.
+            NonFiniteError: as `step`.
         """
         return self._settle(0)
 
@@ -128,15 +134,6 @@ class Steps:
         averages = {name: (float(a.total), int(a.count), str(a.total.dtype)) for name, a in totals.items()}
         return Progress(averages, self._skipped)
 
-    def _start(self, batch: Batch) -> None:
-        placed = self._task.place(batch)
-        with jax.transfer_guard_device_to_host("disallow"):
-            self.state, metrics, ids = self._task.step(self.state, placed)
-            self._totals, failure = _accumulate(self._task.mesh, self._totals, metrics, ids, self.state.failure)
-        self._tokens = 0 if ids is None else ids.size
-        self._flights.append(_Flight(batch, metrics, failure))
-        self.number += 1
-
     def _no_codes(self) -> SeenCodes | None:
         return None if self._task.codes is None else nothing_seen(self._task.mesh, self._task.codes)
 
@@ -151,20 +148,20 @@ class Steps:
         return refused
 
     def _skip(self, flight: _Flight, terms: list[str]) -> None:
-        step, allowed = int(self.state.step) + 1, self._task.config.health.max_skipped
-        process = (jax.process_index(), jax.process_count())
-        path = save_failed_batch(self._workdir, step, flight.batch, terms, process)
+        task = self._task
+        step, allowed = int(task.state.step) + 1, task.config.health.max_skipped
+        everyone = processes()
+        path = save_failed_batch(self._workdir, step, flight.batch, terms, (everyone.index, everyone.count))
         if self._skipped >= allowed:
             raise NonFiniteError(step, terms, batch=path, skipped=self._skipped)
         self._skipped += 1
-        if jax.process_index() == 0:
+        if everyone.first:
             logger.warning(SKIPPED, step, ", ".join(terms), self._skipped, allowed, path)
-        zero = jax.device_put(np.zeros((), self.state.failure.dtype), self.state.failure.sharding)
-        self.state = dataclasses.replace(self.state, failure=zero)
+        task.clear_failure()
         again, self._flights = [later.batch for later in self._flights], collections.deque()
         self.number = step - 1
         for batch in again:
-            self._start(batch)
+            self.step(batch, ahead=None)
 
 
 def _restored(averages: Mapping[str, tuple[float, int, str]]) -> Averages | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from pathlib import Path
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ from voken_common.config.generator import GeneratorCheckpointConfig
 from voken_common.config.loading import AnyConfig
 from voken_common.config.tokenizer import CheckpointConfig
 from voken_common.errors import CheckpointError
-from voken_torch.parallel.sharding import gather_objects, gathered, process_index
+from voken_torch.parallel.sharding import gathered, processes
 
 FORMAT = "voken"
 _UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
@@ -53,6 +53,9 @@ class State(Protocol):
 
     def load_dict(self, values: dict[str, Any]) -> None:
         """Inverse of `to_dict`."""
+
+
+S = TypeVar("S", bound=State)
 
 
 class Positioned(Protocol):
@@ -76,7 +79,7 @@ class Checkpoints:
     def __init__(self, workdir: str | Path, config: CheckpointConfig | GeneratorCheckpointConfig):
         self._folder = Path(workdir) / FOLDER
         files = StepFiles(steps_in, read_meta, _no_problems, file_problems)
-        self._steps = RunSteps(self._folder, config, files, process_index(), gather_objects)
+        self._steps = RunSteps(self._folder, config, files, processes(torch.device("cpu")))
 
     def latest_step(self) -> int | None:
         """The newest step on disk that is not damaged, or None; damaged ones after it are told.
@@ -126,7 +129,7 @@ class Checkpoints:
         self._steps.by_first(write)
         self._steps.changed()
 
-    def restore(self, state: State, iterator: Positioned) -> None:
+    def restore(self, state: S, iterator: Positioned) -> S:
         """Bring state and iterator to the newest step.
 
         Raises:
@@ -140,6 +143,10 @@ class Checkpoints:
         weights = {item: content.get(item, {}) for item in ITEMS.values()}
         state.load_dict({"step": torch.tensor(content["step"]), **weights, **content["rest"]})
         iterator.set_state(content["data"])
+        return state
+
+    def close(self) -> None:
+        """Do nothing: a step is written when `save` returns."""
 
     def meta(self, step: int) -> Meta:
         """What a step on disk says about itself."""

@@ -26,6 +26,7 @@ from voken_torch.device.runtime import Runtime
 from voken_torch.models.generator import Adaptive, Factorized, build_generator
 from voken_torch.models.transformer import Block
 from voken_torch.optimization import optim
+from voken_torch.optimization.finite import Metrics, require_finite
 from voken_torch.parallel.sharding import (
     data_parallel,
     laid_out_like,
@@ -37,7 +38,6 @@ from voken_torch.parallel.sharding import (
 )
 from voken_torch.tokenizer.state import Seeded
 
-Metrics = dict[str, Float[Tensor, ""]]
 Batch = dict[str, Tensor]
 """`tokens` (B, T, S) and `labels` (B,), both integers."""
 
@@ -201,11 +201,11 @@ class GeneratorStep:
         self.network.train()
         metrics = self._gradients(state, batch)
         metrics["grad_norm"] = optim.gradient_norm(self.network)
-        finite = torch.stack([value.isfinite() for value in metrics.values()])
-        if not finite.all().item():
+        try:
+            require_finite(metrics, state.step)
+        except NonFiniteError:
             self.network.zero_grad(set_to_none=True)
-            bad = [name for name, good in zip(metrics, finite.tolist(), strict=True) if not good]
-            raise NonFiniteError(state.step + 1, sorted(bad))
+            raise
         self._update(state, metrics["grad_norm"])
         return metrics
 

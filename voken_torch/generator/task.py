@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from voken_common.config.generator import GeneratorConfig
-from voken_common.config.schedules import build_schedule
+from voken_common.config.schedules import build_schedule, total_steps
+from voken_common.errors import NonFiniteError
 from voken_common.training import generator_logs
 from voken_common.training.log import RunLog
+from voken_common.training.task import Task
 from voken_common.visual import grid
 from voken_torch.device.runtime import Runtime
 from voken_torch.device.transfer import on_device, one_ahead
@@ -26,20 +28,8 @@ from voken_torch.generator.step import (
 )
 from voken_torch.generator.validation import GeneratorValidator
 from voken_torch.models.generator import Adaptive, Factorized
-from voken_torch.parallel.sharding import process_count, process_index
-from voken_torch.parallel.task import Metrics, Task, size_of, tell
-
-
-def open_tokens(config: GeneratorConfig) -> Any:
-    """The training data: batches of tokens, or of images."""
-    # Imported late: Grain loads JAX where JAX is installed.
-    from voken_common.data.generator_data import describe_training, open_training
-
-    iterator = open_training(config, process_index(), process_count())
-    tell("%s", describe_training(config, iterator))
-    if not config.data.held_out:
-        tell("no held-out data is set: no validation, no pictures")
-    return iterator
+from voken_torch.optimization.finite import Metrics
+from voken_torch.parallel.sharding import process_count, process_index, processes, size_of
 
 
 class GeneratorTask(Task):
@@ -54,6 +44,7 @@ class GeneratorTask(Task):
 
     config: GeneratorConfig
     state: GeneratorState
+    seen_codes = None
 
     def __init__(self, config: GeneratorConfig, per_epoch: int, runtime: Runtime, tokenizer: Path | None = None):
         from voken_common.data.generator_data import open_held_out, with_origin
@@ -62,24 +53,47 @@ class GeneratorTask(Task):
         self.tokenizer = None if config.tokenizer is None else FrozenTokenizer(config, runtime, tokenizer)
         self.config = config = with_origin(config, None if self.tokenizer is None else self.tokenizer.fingerprint)
         self.held_out = open_held_out(config, process_index(), process_count()) if config.data.held_out else None
-        self.total_steps = config.training.steps or (config.training.epochs or 0) * per_epoch
+        self.total_steps = total_steps(config, per_epoch)
+        everyone = processes(runtime.device)
         self.shown = generator_logs.shown(config)
         self.rates = _rates(config, runtime)
         self.schedule = build_schedule(config, per_epoch, self.total_steps)
         self.state = create_generator_state(config, runtime)
         self.program = GeneratorStep(config, self.state, self.schedule, self.total_steps, runtime)
         self.validator = GeneratorValidator(config, runtime)
-        tell(
+        everyone.tell(
             "%s: %s parameters, %d steps, %d process(es) on %s",
             config.name,
             f"{size_of(self.state.generator):,}",
             self.total_steps,
-            process_count(),
+            everyone.count,
             runtime.device,
         )
 
-    def step(self, batch: dict[str, np.ndarray]) -> Metrics:
-        """One step of AdamW."""
+    def begin(self) -> None:
+        """Start from the state as it was built."""
+
+    def on_disk(self) -> GeneratorState:
+        """Return the state itself."""
+        return self.state
+
+    def target(self) -> GeneratorState:
+        """Return the state, which a checkpoint is read into."""
+        return self.state
+
+    def resume(self, restored: GeneratorState) -> None:
+        """Continue from a restored state."""
+        self.state = restored
+
+    def metrics_of(self, batch: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Make one step and return its metrics; where it is refused, NaN for each that is not finite."""
+        try:
+            return {name: float(value) for name, value in self.step(batch).items()}
+        except NonFiniteError as error:
+            return dict.fromkeys(error.terms, math.nan)
+
+    def step(self, batch: Mapping[str, np.ndarray]) -> Metrics:
+        """Make one step of AdamW."""
         return self.program(self.state, self.tokens(batch, on_device(batch, self.runtime.device)))
 
     def tokens(self, batch: Mapping[str, np.ndarray], tensors: Batch) -> Batch:
@@ -102,12 +116,12 @@ class GeneratorTask(Task):
         return tokens | {name: tensors[name] for name in tensors.keys() & {"mask"}}
 
     def logged(self, means: dict[str, float], number: int) -> dict[str, float]:
-        """The means, perplexities of the mean losses, learning rate and weight decay."""
+        """Add perplexities of the mean losses, learning rate and weight decay."""
         return generator_logs.with_schedules(self.config, means, self.schedule, number, self.total_steps)
 
     @property
     def validates(self) -> bool:
-        """Whether held-out tokens or images are set."""
+        """True if held-out tokens or images are set."""
         return self.held_out is not None
 
     def validate(self, log: RunLog, number: int) -> dict[str, float]:

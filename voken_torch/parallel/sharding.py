@@ -13,7 +13,7 @@ gradients, moments and averages are split along their first axis (FSDP2), and sp
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from voken_common.config.loading import AnyConfig
 from voken_common.config.tokenizer import MeshConfig
+from voken_common.processes import Processes
 
 
 def process_count() -> int:
@@ -223,10 +224,14 @@ def any_process(flag: bool, device: torch.device) -> bool:
     return votes.item() > 0
 
 
-def wait_for_all() -> None:
-    """Return when every process has come here."""
-    if process_count() > 1:
-        dist.barrier()
+def processes(device: torch.device) -> Processes:
+    """Return the processes of this run, as one that computes on `device`."""
+    return Processes(process_index(), process_count(), gather_objects, lambda flag: any_process(flag, device))
+
+
+def size_of(weights: Mapping[str, Tensor]) -> int:
+    """Count the numbers in a dictionary of tensors, split ones counted whole."""
+    return sum(weight.numel() for weight in weights.values())
 
 
 def _mean(x: Tensor) -> Tensor:

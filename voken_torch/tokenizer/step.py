@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from voken_common.config.schedules import Schedule
 from voken_common.config.tokenizer import Config
-from voken_common.errors import NonFiniteError
 from voken_torch.device.kernels import at_least_float32
 from voken_torch.device.runtime import Runtime
 from voken_torch.models.discriminator import synchronise_batch_norms
 from voken_torch.models.lpips import LPIPS
 from voken_torch.optimization import optim
 from voken_torch.optimization.codebook_usage import SeenCodes
+from voken_torch.optimization.finite import Metrics, require_finite
 from voken_torch.parallel.sharding import (
     average_in_place,
     check_config,
@@ -51,7 +51,6 @@ from voken_torch.tokenizer.state import Kept, Players, Seeded, TrainState
 
 Images = Float[Tensor, "B 3 *S"]
 Scalar = Float[Tensor, ""]
-Metrics = dict[str, Scalar]
 
 
 class Forward(NamedTuple):
@@ -144,7 +143,7 @@ class TokenizerStep:
         try:
             micro = self._micro_batches(images)
             metrics = task.generator_first(micro) if lfq else task.discriminator_first(micro)
-            _require_finite(metrics, state.step)
+            require_finite(metrics, state.step)
         except BaseException:
             kept.restore()
             for network in self.players:
@@ -353,11 +352,3 @@ class _Task:
 
 def _unwrapped(module: nn.Module) -> nn.Module:
     return getattr(module, "module", module)
-
-
-def _require_finite(metrics: Metrics, step: int) -> None:
-    """One bit leaves the device per step; the names only on failure."""
-    finite = torch.stack([torch.isfinite(value) for value in metrics.values()])
-    if not finite.all().item():
-        terms = [name for name, good in zip(metrics, finite.tolist(), strict=True) if not good]
-        raise NonFiniteError(step + 1, sorted(terms))

@@ -12,8 +12,10 @@ from voken_common.checkpoints.steps import Progress
 from voken_common.errors import NonFiniteError
 from voken_common.training.collapse import CodeUse
 from voken_common.training.health import SKIPPED, save_failed_batch
+from voken_torch.generator.task import GeneratorTask
+from voken_torch.optimization.finite import Metrics
 from voken_torch.parallel.sharding import process_count, process_index
-from voken_torch.parallel.task import Metrics, Task
+from voken_torch.tokenizer.task import TokenizerTask
 
 logger = logging.getLogger("voken")
 
@@ -30,7 +32,7 @@ class Steps:
         number: steps taken, counted from the beginning of the run.
     """
 
-    def __init__(self, task: Task, progress: Progress, workdir: Path):
+    def __init__(self, task: TokenizerTask | GeneratorTask, progress: Progress, workdir: Path):
         self.number: int = task.state.step
         self._task, self._workdir, self._skipped = task, workdir, progress.skipped
         device = task.runtime.device
@@ -40,7 +42,7 @@ class Steps:
         }
         self._count = max((count for _, count, _ in progress.averages.values()), default=0)
 
-    def take(self, batch: dict[str, np.ndarray]) -> None:
+    def step(self, batch: dict[str, np.ndarray]) -> None:
         """Make one step, or skip a batch that is not finite.
 
         Raises:

@@ -14,6 +14,7 @@ from voken_common.checkpoints import keeping as run_steps
 from voken_common.checkpoints.keeping import RunSteps, StepFiles
 from voken_common.config.loading import with_overrides
 from voken_common.errors import CheckpointError
+from voken_common.processes import Processes
 from voken_jax.checkpoints import checksums as jax_integrity
 from voken_jax.checkpoints import orbax as jax_checkpoint
 from voken_torch.checkpoints import torch as torch_checkpoint
@@ -337,7 +338,7 @@ def steps_of(function, count):
             shared.append(value)
             return [] if index == 0 else [shared[0]]
 
-        steps = RunSteps(None, config, files, index, gather)
+        steps = RunSteps(None, config, files, Processes(index, 2, gather))
         try:
             results.append(steps.by_first(lambda index=index: (ran.append(index), function())[1]))
         except Exception as error:

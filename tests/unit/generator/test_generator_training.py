@@ -17,10 +17,10 @@ from voken_common.training.flops import peak_flops, sample_flops
 from voken_common.training.generator_logs import perplexities, shown_labels
 from voken_jax.generator.step import GeneratorStep, init_generator_state, token_losses
 from voken_jax.models.stacked import bind_stacked, in_state, is_stacked, stack_layers, unstack_layers
+from voken_jax.optimization.finite import failed_terms
 from voken_jax.optimization.optim import scheduled_decay
 from voken_jax.parallel.sharding import generator_spec, make_mesh, replicated
 from voken_jax.tokenizer.state import build_generator_network
-from voken_jax.tokenizer.step import failed_terms
 
 
 def products(jaxpr, times=1):

@@ -14,6 +14,7 @@ from voken_common.checkpoints.steps import Progress
 from voken_common.config.tokenizer import HealthConfig
 from voken_common.data.errors import DataError
 from voken_common.errors import CheckpointError, NonFiniteError, WorkdirError
+from voken_common.processes import Processes
 from voken_common.training.health import (
     Heartbeat,
     InputWatch,
@@ -23,7 +24,7 @@ from voken_common.training.health import (
     save_failed_batch,
 )
 from voken_common.training.log import RunLog
-from voken_common.training.loop import Hooks, RunLoop
+from voken_common.training.loop import RunLoop
 from voken_common.training.profiling import Profiler
 
 
@@ -64,7 +65,7 @@ class FakeSteps:
     def __init__(self, seen):
         self.number, self._seen = 0, seen
 
-    def take(self, batch):
+    def step(self, batch):
         self._seen(batch)
         self.number += 1
 
@@ -76,11 +77,18 @@ def loop(workdir, batches, seen=lambda _: None, total=1, save=lambda *_: None, a
     training = types.SimpleNamespace(batch_size=4, log_every=10)
     config = types.SimpleNamespace(training=training, validation=every, checkpoint=every, health=HealthConfig())
     task = types.SimpleNamespace(
-        config=config, total_steps=total, shown=(), rates={}, validates=False, logged=lambda means, _: means
+        config=config,
+        total_steps=total,
+        shown=(),
+        rates={},
+        validates=False,
+        logged=lambda means, _: means,
+        on_disk=lambda: None,
     )
     profiler = Profiler(workdir, 0, lambda: None, lambda: None)
-    hooks = Hooks(lambda *_: {}, save, lambda _: False, profiler, first_process=True, alone=alone)
-    return RunLoop(task, FakeSteps(seen), batches, workdir, hooks).to_the_end()
+    checkpoints, processes = types.SimpleNamespace(save=save), Processes(count=1 if alone else 2)
+    stop = types.SimpleNamespace(agreed=lambda: False)
+    return RunLoop(task, FakeSteps(seen), batches, workdir, checkpoints, processes, stop, profiler).to_the_end()
 
 
 def test_a_run_shows_itself_before_its_first_step(tmp_path):
@@ -184,13 +192,16 @@ def test_one_run_per_directory(tmp_path):
     with RunLock(workdir):
         with pytest.raises(WorkdirError, match=rf"is in use by another run \(process {os.getpid()} on .*, started .*"):
             RunLock(workdir).__enter__()
-        with pytest.raises(WorkdirError, match="is in use"), held(workdir, True, lambda flag: flag):
+        with pytest.raises(WorkdirError, match="is in use"), held(workdir, Processes()):
             pass
-    with RunLock(workdir), held(tmp_path / "other", True, lambda flag: flag):
+    with RunLock(workdir), held(tmp_path / "other", Processes()):
         pass
-    with pytest.raises(WorkdirError, match="the first process cannot use"), held(workdir, False, lambda flag: True):
+    with (
+        pytest.raises(WorkdirError, match="the first process cannot use"),
+        held(workdir, Processes(1, 2, any=lambda flag: True)),
+    ):
         pass
-    with held(workdir, False, lambda flag: flag):
+    with held(workdir, Processes(1, 2)):
         assert (workdir / "run.lock").read_text() == "", "another process than the first holds nothing"
 
 
