@@ -368,8 +368,8 @@ def test_the_first_process_acts_for_all():
 def test_a_second_process_hears_that_the_first_could_not_write(tmp_path, monkeypatch):
     """What two real processes do shows tests/multidevice/test_checkpoint_processes.py, which takes longer."""
     error = CheckpointError("step 4 could not be written to the disk")
-    monkeypatch.setattr(torch_checkpoint, "process_index", lambda: 1)
-    monkeypatch.setattr(torch_checkpoint, "gather_objects", lambda mine: [(None, error)])
+    second = Processes(1, 2, gather=lambda mine: [(None, error)])
+    monkeypatch.setattr(torch_checkpoint, "processes", lambda device: second)
     run = TorchRun(tmp_path, ONE, monkeypatch)
     with pytest.raises(CheckpointError, match="step 4 could not be written to the disk"):
         run.save(4)

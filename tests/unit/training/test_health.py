@@ -75,7 +75,9 @@ class FakeSteps:
 def loop(workdir, batches, seen=lambda _: None, total=1, save=lambda *_: None, alone=True):
     every = types.SimpleNamespace(every=10)
     training = types.SimpleNamespace(batch_size=4, log_every=10)
-    config = types.SimpleNamespace(training=training, validation=every, checkpoint=every, health=HealthConfig())
+    config = types.SimpleNamespace(
+        training=training, validation=every, checkpoint=every, health=HealthConfig(), data=None
+    )
     task = types.SimpleNamespace(
         config=config,
         total_steps=total,
@@ -235,6 +237,8 @@ def test_a_lock_that_fails_for_another_reason_is_not_another_run(tmp_path, monke
 
 
 def test_the_rate_counts_steps_that_were_not_refused(tmp_path, monkeypatch):
+    # Without a terminal there is no bar.
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     log = RunLog(tmp_path, total_steps=10, first_step=0, images_per_step=4)
     logged = []
     monkeypatch.setattr(log, "scalars", lambda step, values, prefix: logged.append(values["images_per_second"]))
