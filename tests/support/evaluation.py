@@ -64,3 +64,23 @@ class FakeTokenizer:
     def decode(self, ids):
         grey = (ids.astype(np.float32) + 0.5) / 8 - 1
         return np.repeat(np.repeat(grey, 4, axis=1), 4, axis=2)[..., None].repeat(3, axis=-1)
+
+
+class FakeVideoEngine(FakeEngine):
+    """With features of clips."""
+
+    def video(self, clips):
+        self.batches.append(len(clips))
+        rows = clips.reshape(len(clips), -1)
+        return np.stack([rows[:, i::5].mean(axis=1) for i in range(5)], axis=1).astype(np.float32)
+
+
+class FakeVideoTokenizer(FakeTokenizer):
+    """The image tokenizer, frame by frame."""
+
+    def encode(self, images):
+        return super().encode(images.reshape(-1, *images.shape[2:])).reshape(*images.shape[:2], 4, 4)
+
+    def decode(self, ids):
+        frames = super().decode(ids.reshape(-1, *ids.shape[2:]))
+        return frames.reshape(*ids.shape[:2], *frames.shape[1:])

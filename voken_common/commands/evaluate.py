@@ -51,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=_RESIZES,
         help="default half_pixel for tokenizers (as published), tensorflow1 for samples (the ADM evaluator)",
     )
+    parser.add_argument(
+        "--i3d", default="auto", metavar="FILE", help="weights of I3D for videos: a path, or i3d#sha256=HEX"
+    )
     parser.add_argument("--lpips", default="auto", metavar="DIR", help="folder of LPIPS weights; auto: as --inception")
     parser.add_argument(
         "--fid-infinity", action="store_true", help="extrapolate the Frechet distance to infinitely many images"
@@ -70,10 +73,12 @@ def run(options: argparse.Namespace) -> int:
     options.step = step_of(options.step)
     from voken_common.evaluation.engine import MetricWeights
 
-    engine = backend.open_engine(options, MetricWeights(options.inception, options.lpips))
+    engine = backend.open_engine(options, MetricWeights(options.inception, options.lpips, options.i3d))
     if options.samples is not None or options.reference is not None:
         return _evaluate_samples(options, backend, engine)
-    return _evaluate_tokenizer(options, backend, engine)
+    tokenizer = backend.open_tokenizer(options)
+    evaluate = _evaluate_videos if tokenizer.config.model.is_video else _evaluate_tokenizer
+    return evaluate(options, tokenizer, engine)
 
 
 def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
@@ -91,9 +96,17 @@ def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
         "--original-size", action="store_true", help="whole images, padded with grey and cropped back; no LPIPS"
     )
     group.add_argument("--multiple", type=int, metavar="N", help="of the padding; default: the model's downsampling")
-    group.add_argument("--max-images", type=int, metavar="N", help="spread over the data set; default: all")
     group.add_argument(
-        "--metrics", metavar="A,B", help="some of rfid,is,psnr,ssim,lpips_alex,lpips_vgg,usage; default: all"
+        "--max-images",
+        type=int,
+        metavar="N",
+        help="spread over the data set; default: all. Of videos: clips, "
+        "more than there are videos are random repeats by --seed",
+    )
+    group.add_argument(
+        "--metrics",
+        metavar="A,B",
+        help="some of rfid,is,psnr,ssim,lpips_alex,lpips_vgg,usage, of videos rfvd for the first two; default: all",
     )
     group.add_argument(
         "--originals", metavar="FILE", help="statistics of the originals (voken statistics) instead of measuring them"
@@ -151,14 +164,39 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluate_tokenizer(options: argparse.Namespace, backend: Any, engine: Any) -> int:
+def _named_metrics(options: argparse.Namespace) -> tuple[str, ...] | None:
+    return None if options.metrics is None else tuple(part.strip() for part in options.metrics.split(","))
+
+
+def _evaluate_videos(options: argparse.Namespace, tokenizer: Any, engine: Any) -> int:
+    from voken_common.data.tokens.requested import data_config
+    from voken_common.evaluation.video_report import VideoEvaluation, evaluate_videos
+    from voken_common.evaluation.videos import METRICS, VideoMeasurement
+
+    asked = VideoEvaluation(
+        data=data_config(options, tokenizer.config),
+        measurement=VideoMeasurement(_named_metrics(options) or METRICS, options.batch_size, options.seed),
+        output=Path(options.output),
+        clips=options.max_images,
+        samples_per_shard=options.samples_per_shard,
+        process_index=options.process_index,
+        process_count=options.process_count,
+        resamples=options.resamples,
+        checkpoint=options.checkpoint,
+        data_set=options.data_set or "",
+    )
+    with _Progress(options) as progress:
+        report = evaluate_videos(tokenizer, engine, asked, progress)
+    return _finish(options, report)
+
+
+def _evaluate_tokenizer(options: argparse.Namespace, tokenizer: Any, engine: Any) -> int:
     from voken_common.data.tokens.requested import data_config
     from voken_common.evaluation.images import METRICS, ImageMeasurement
     from voken_common.evaluation.references import read_statistics
     from voken_common.evaluation.tokenizer import TokenizerEvaluation, evaluate_tokenizer
 
-    tokenizer = backend.open_tokenizer(options)
-    named = None if options.metrics is None else tuple(part.strip() for part in options.metrics.split(","))
+    named = _named_metrics(options)
     every = tuple(name for name in METRICS if not (options.original_size and name.startswith("lpips")))
     reference = None if options.originals is None else read_statistics(options.originals)
     if options.originals is not None and (reference is None or reference.fid is None):

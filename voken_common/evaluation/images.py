@@ -26,6 +26,7 @@ from voken_common.pixels import pad_to_multiple
 
 METRICS = ("rfid", "is", "psnr", "ssim", "lpips_alex", "lpips_vgg", "usage")
 """What can be asked for; usage brings perplexity, bits per pixel and the ids' histogram."""
+Found = dict[str, np.ndarray]
 _NETS: dict[str, Net] = {"lpips_alex": "alex", "lpips_vgg": "vgg"}
 _SSIM_LEAST = 7
 _INCEPTION_SIDE = 299
@@ -90,14 +91,42 @@ def measure(
     Returns:
         what is said about images that could not be decoded.
     """
+    return run_shards(
+        shards,
+        lambda ranks: _batches(loader, ranks, measurement),
+        lambda batch: _on_device(tokenizer, engine, batch, measurement),
+        _on_host,
+        report,
+    )
+
+
+def run_shards(
+    shards: Shards,
+    batches_of: Callable[[range], Iterator[Batch]],
+    on_device: Callable[[Batch], Found],
+    on_host: Callable[[Batch, Found], Found],
+    report: Callable[[int], Any],
+) -> list[str]:
+    """Measure missing shards: `on_device` here, `on_host` and writing in a thread beside it.
+
+    Args:
+        shards: where the measurements go.
+        batches_of: the samples of a shard.
+        on_device: what the networks say about a batch.
+        on_host: the measurements that are kept of it, one row per sample that counts.
+        report: told how many samples were measured, batch by batch.
+
+    Returns:
+        what is said about samples that could not be decoded.
+    """
     bad: list[str] = []
     with ThreadPoolExecutor(1, thread_name_prefix="voken-measure") as beside:
         written: Future[None] | None = None
         for shard in shards.missing():
             parts: list[Future[dict[str, np.ndarray]]] = []
-            for batch in _batches(loader, shards.samples(shard), measurement):
+            for batch in batches_of(shards.samples(shard)):
                 bad += batch.bad
-                parts.append(beside.submit(_on_host, batch, _on_device(tokenizer, engine, batch, measurement)))
+                parts.append(beside.submit(on_host, batch, on_device(batch)))
                 # One batch waits for the host while the device works on the next: not more, or memory would grow.
                 if len(parts) > 1:
                     parts[-2].result()

@@ -54,7 +54,7 @@ def summarize(
 
     Args:
         shards: all measured.
-        metrics: of `images.METRICS`.
+        metrics: of `images.METRICS`, or of `videos.METRICS`.
         codes: size of the codebook.
         reference: statistics of the originals, where they were not measured.
         resamples: of the bootstrap; 0: no intervals.
@@ -94,6 +94,14 @@ class _Gathered:
     generated: GaussianStatistics | None
     originals: GaussianStatistics | None
 
+    def take(self, shard: dict[str, np.ndarray], originals: str, generated: str) -> None:
+        """Add a shard's features to the statistics of both sides."""
+        self.generated = self.generated or GaussianStatistics(shard[generated].shape[1])
+        self.generated.update(shard[generated])
+        if originals in shard:
+            self.originals = self.originals or GaussianStatistics(shard[originals].shape[1])
+            self.originals.update(shard[originals])
+
 
 def _gather(shards: Shards, metrics: tuple[str, ...], codes: int) -> _Gathered:
     """One pass over the shards."""
@@ -110,11 +118,9 @@ def _gather(shards: Shards, metrics: tuple[str, ...], codes: int) -> _Gathered:
             found.score = found.score or InceptionScore(shard["logits"].shape[1])
             found.score.update_logits(shard["logits"])
         if "rfid" in metrics:
-            found.generated = found.generated or GaussianStatistics(shard["pool3"].shape[1])
-            found.generated.update(shard["pool3"])
-            if "original_pool3" in shard:
-                found.originals = found.originals or GaussianStatistics(shard["original_pool3"].shape[1])
-                found.originals.update(shard["original_pool3"])
+            found.take(shard, "original_pool3", "pool3")
+        if "rfvd" in metrics:
+            found.take(shard, "original_video", "video")
     found.columns = {name: np.concatenate(parts) for name, parts in columns.items()}
     return found
 
@@ -146,10 +152,11 @@ def _add_inception(
 ) -> None:
     if gathered.score is not None:
         values["inception_score"], values["inception_score_std"] = gathered.score.result()
-    if "rfid" not in metrics or gathered.generated is None:
+    name = "rfvd" if "rfvd" in metrics else "rfid"
+    if name not in metrics or gathered.generated is None:
         return
     first: Any = reference if reference is not None else gathered.originals
     if gathered.generated.count < 2 or first is None:
-        notes["rfid"] = "a Frechet distance needs at least 2 images"
+        notes[name] = "a Frechet distance needs at least 2 samples"
         return
-    values["rfid"] = frechet_distance(first, gathered.generated)
+    values[name] = frechet_distance(first, gathered.generated)

@@ -25,7 +25,10 @@ def data_config(options: argparse.Namespace, config: Config) -> DataConfig:
         raise ConfigError(f"--set {foreign[0]}: only settings of the data can be changed here, as data.KEY=VALUE")
     section, origin = preparation(config.data), "overrides"
     if options.data is not None:
-        section, origin = merge(section, _section(Path(options.data), options.split)), options.data
+        section, origin = (
+            merge(section, _section(Path(options.data), options.split, config.model.is_video)),
+            options.data,
+        )
     short = {"image_size": options.image_size, "resize": options.resize}
     named = [f"data.{key}={value}" for key, value in short.items() if value is not None]
     mapping = overridden(config.model_dump(mode="json") | {"data": section}, [*options.overrides, *named])
@@ -42,10 +45,11 @@ def data_config(options: argparse.Namespace, config: Config) -> DataConfig:
     return validate(mapping | {"data": {**mapping["data"], "train": source}}, origin).data
 
 
-def _section(path: Path, split: str) -> dict[str, Any]:
-    """What `--data` says, as (a part of) a data section."""
+def _section(path: Path, split: str, videos: bool) -> dict[str, Any]:
+    """What `--data` says, as (a part of) a data section; a folder is one of videos for a video tokenizer."""
     if path.is_dir():
-        return {split: {"kind": "image_folder", "path": str(path), "exclude": []}}
+        kind = "video_folder" if videos else "image_folder"
+        return {split: {"kind": kind, "path": str(path), "exclude": []}}
     if path.suffix not in (".yaml", ".yml"):
         return {split: {"kind": "list_file", "path": str(path), "root": None}}
     mapping = read_mapping(path)
