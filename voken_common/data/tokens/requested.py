@@ -45,11 +45,12 @@ def data_config(options: argparse.Namespace, config: Config) -> DataConfig:
     return validate(mapping | {"data": {**mapping["data"], "train": source}}, origin).data
 
 
-def _section(path: Path, split: str, videos: bool) -> dict[str, Any]:
-    """What `--data` says, as (a part of) a data section; a folder is one of videos for a video tokenizer."""
+def _section(path: Path, split: str, video: bool) -> dict[str, Any]:
+    """What `--data` says, as (a part of) a data section."""
+    if path.is_dir() and video:
+        return {split: {"kind": "video_folder", "path": str(path), "exclude": []}}
     if path.is_dir():
-        kind = "video_folder" if videos else "image_folder"
-        return {split: {"kind": kind, "path": str(path), "exclude": []}}
+        return {split: {"kind": "image_folder", "path": str(path), "exclude": []}}
     if path.suffix not in (".yaml", ".yml"):
         return {split: {"kind": "list_file", "path": str(path), "root": None}}
     mapping = read_mapping(path)
