@@ -95,5 +95,5 @@ def _fitted(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
     if longest > _SIDE:
         step = -(-longest // _SIDE)
         return image[::step, ::step]
-    zoom = max(1, _SIDE // 2 // longest)
+    zoom = max(1, _SIDE // longest)
     return image.repeat(zoom, axis=0).repeat(zoom, axis=1)
