@@ -18,6 +18,7 @@ import numpy as np
 from voken_common.atomic_write import replacing
 from voken_common.errors import UserError
 from voken_common.metrics import Moments
+from voken_common.untrusted.archives import require_modest
 
 _PAIRS = {"fid": ("mu", "sigma"), "sfid": ("mu_s", "sigma_s")}
 _FEATURES = {"fid": 2048, "sfid": 2023}
@@ -76,6 +77,7 @@ def open_npz(path: str | Path) -> Any:
         UserError: missing, or not an .npz.
     """
     try:
+        require_modest(path)
         data = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
         raise UserError(f"no file {path}") from error

@@ -14,6 +14,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Float64, Num
 
+from voken_common.untrusted.archives import require_modest
+
 
 class Gaussian(Protocol):
     """Mean and covariance, however they were come by."""
@@ -99,7 +101,8 @@ class GaussianStatistics:
     @classmethod
     def load(cls, path: str | Path) -> GaussianStatistics:
         """Read what `save` wrote."""
-        with np.load(path) as data:
+        require_modest(path)
+        with np.load(path, allow_pickle=False) as data:
             if missing := {"count", "mean", "scatter"} - set(data.files):
                 raise ValueError(
                     f"{path} has no {', '.join(sorted(missing))}; expected a file of GaussianStatistics.save"

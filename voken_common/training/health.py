@@ -21,6 +21,7 @@ import numpy as np
 from voken_common.atomic_write import replacing
 from voken_common.config.tokenizer import HealthConfig
 from voken_common.errors import CheckpointError
+from voken_common.untrusted.archives import require_modest
 
 logger = logging.getLogger("voken")
 
@@ -177,6 +178,7 @@ def load_failed_batch(path: str | Path) -> tuple[int, dict[str, np.ndarray], lis
     """
     path = Path(path)
     try:
+        require_modest(path)
         with np.load(path, allow_pickle=False) as content:
             batch = {name.removeprefix("batch/"): content[name] for name in content.files if name.startswith("batch/")}
             if not batch:

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
+from voken_common.untrusted.files import open_regular
 from voken_common.untrusted.limits import LimitError
 from voken_common.untrusted.text import shown
 
@@ -65,9 +66,14 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, largest: int) -
 
 
 def require_modest(path: str | Path) -> None:
-    """`open_zip` without reading: raise LimitError for an archive that would unpack to far more than it is."""
-    with open(path, "rb") as file:
-        open_zip(file).close()
+    """Raise LimitError for an archive that would unpack to far more than it is; files that are no archives pass.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    with open_regular(path) as file:
+        if zipfile.is_zipfile(file):
+            open_zip(file).close()
 
 
 def _require_small_directory(file: IO[bytes], size: int) -> None:

@@ -28,6 +28,7 @@ from voken_common.data.errors import DataError, ImageDecodeError
 from voken_common.data.sources.build import build_source
 from voken_common.data.sources.folder import ImageFolder
 from voken_common.data.sources.imagenet_tar import ImageNetTar
+from voken_common.data.sources.video import ClipReader
 from voken_common.data.storage.array_file import write_arrays
 from voken_common.data.tar import prepare
 from voken_common.data.tar.check import CheckOptions, image_problem
@@ -306,6 +307,28 @@ def test_torch_files_run_nothing_and_nobody_advises_it(home):
         assert "weights_only" not in str(caught.value)
         assert "\x1b" not in str(caught.value)
     assert not (home / "CANARY").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "ffconcat version 1.0\nfile secret.avi\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsecret.avi\n#EXT-X-ENDLIST\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+    ],
+)
+def test_a_video_opens_no_other_file(home, content):
+    av = pytest.importorskip("av")
+    with av.open(str(home / "secret.avi"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        for frame in [av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")] * 3 + [None]:
+            container.mux(stream.encode(frame))
+    (home / "x.mp4").write_text(content)
+    assert ClipReader().frames(str(home / "secret.avi")) == 3
+    with pytest.raises(ImageDecodeError):
+        ClipReader().frames(str(home / "x.mp4"))
 
 
 # Links

@@ -17,6 +17,7 @@ from voken_common.config.data import VideoFolderConfig
 from voken_common.data.errors import DataError, ImageDecodeError
 from voken_common.data.sources.folder import MediaFolder
 from voken_common.data.sources.listing import Medium
+from voken_common.untrusted.videos import open_container
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v")
 
@@ -105,9 +106,7 @@ def open_video(path: str) -> tuple[Any, Any]:
       ImageDecodeError: it has no video.
       FFmpegError: it cannot be opened.
     """
-    import av
-
-    container = av.open(path, metadata_errors="ignore")
+    container = open_container(path)
     if not container.streams.video:
         container.close()
         raise ImageDecodeError(f"{path}: it has no video stream")

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from voken_common.untrusted.videos import open_container
+
 _TIME_BASE = Fraction(1, 90_000)
 _PRIMING = Fraction(1, 10)
 """Sound that may lie before the first frame, in seconds: encoders of sound begin with some that is not played."""
@@ -121,9 +123,7 @@ class _Sound:
     """Packets of another file's first audio stream, as they become due."""
 
     def __init__(self, path: str, container: Any):
-        import av
-
-        self._source = av.open(path, metadata_errors="ignore")
+        self._source = open_container(path)
         audio = self._source.streams.audio[0]
         if audio.codec_context.name not in container.supported_codecs:
             self._source.close()
