@@ -115,6 +115,8 @@ class VideoFolderConfig(DataSection):
     """Every how manieth frame of the video."""
     short: Literal["refuse", "repeat"] = "refuse"
     """A video with fewer frames than a clip needs counts as bad, or starts again from its first frame."""
+    upright: bool = True
+    """Turn frames as the display matrix of the video says, as players do; false: as they are stored."""
     exclude: tuple[NonEmpty, ...] = ()
     list_cache: NonEmpty | None = None
     """As of an image folder."""

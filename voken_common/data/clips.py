@@ -30,7 +30,7 @@ class ClipLoader(SampleLoader):
         assert isinstance(source, VideoFolder)
         self.videos = source
         self._frames, self._stride = source.config.frames, source.config.stride
-        self._reader = ClipReader()
+        self._reader = ClipReader(source.config.upright)
 
     @property
     def bytes_per_sample(self) -> int:

@@ -55,9 +55,14 @@ class VideoFolder(MediaFolder):
 
 
 class ClipReader:
-    """Reads clips of videos; remembers the time stamps of videos it met, so that only the first clip costs a scan."""
+    """Reads clips of videos; remembers the time stamps of videos it met, so that only the first clip costs a scan.
 
-    def __init__(self) -> None:
+    Args:
+      upright: turn frames as their display matrix says; otherwise they stay as they are stored.
+    """
+
+    def __init__(self, upright: bool = True) -> None:
+        self._upright = upright
         self._times: dict[str, list[int] | int] = {}
 
     def frames(self, path: str) -> int:
@@ -81,9 +86,9 @@ class ClipReader:
         try:
             if isinstance(known, list):
                 wanted = [known[number] for number in numbers]
-                if (found := _by_time(path, wanted)) is not None:
+                if (found := _by_time(path, wanted, self._upright)) is not None:
                     return found
-            return _by_number(path, numbers)
+            return _by_number(path, numbers, self._upright)
         except Exception as error:
             raise video_damage(path, error) from error
 
@@ -130,7 +135,14 @@ def _scan(path: str) -> list[int] | int:
         return sum(1 for _ in container.decode(stream))
 
 
-def _by_time(path: str, wanted: list[int]) -> list[UInt8[np.ndarray, "h w 3"]] | None:
+def pixels_of(frame: Any, upright: bool) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB of a decoded frame; upright, it is turned by quarters as its display matrix says, as players do."""
+    pixels: UInt8[np.ndarray, "h w 3"] = frame.to_ndarray(format="rgb24")
+    quarters = round(float(frame.rotation) / 90) % 4 if upright else 0
+    return np.ascontiguousarray(np.rot90(pixels, quarters)) if quarters else pixels
+
+
+def _by_time(path: str, wanted: list[int], upright: bool) -> list[UInt8[np.ndarray, "h w 3"]] | None:
     """The frames with these time stamps; None if seeking does not lead to them."""
     container, stream = open_video(path)
     found: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
@@ -139,13 +151,13 @@ def _by_time(path: str, wanted: list[int]) -> list[UInt8[np.ndarray, "h w 3"]] |
         container.seek(wanted[0], stream=stream, backward=True)
         for frame in container.decode(stream):
             if frame.pts in needed:
-                found[frame.pts] = frame.to_ndarray(format="rgb24")
+                found[frame.pts] = pixels_of(frame, upright)
             if len(found) == len(needed) or frame.pts is None or frame.pts > wanted[-1]:
                 break
     return [found[time] for time in wanted] if len(found) == len(needed) else None
 
 
-def _by_number(path: str, numbers: list[int]) -> list[UInt8[np.ndarray, "h w 3"]]:
+def _by_number(path: str, numbers: list[int], upright: bool) -> list[UInt8[np.ndarray, "h w 3"]]:
     container, stream = open_video(path)
     found: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
     needed = set(numbers)
@@ -153,7 +165,7 @@ def _by_number(path: str, numbers: list[int]) -> list[UInt8[np.ndarray, "h w 3"]
     with container:
         for count, frame in enumerate(container.decode(stream), start=1):
             if count - 1 in needed:
-                found[count - 1] = frame.to_ndarray(format="rgb24")
+                found[count - 1] = pixels_of(frame, upright)
             if len(found) == len(needed):
                 return [found[number] for number in numbers]
     raise ImageDecodeError(f"{path}: only {count} frames decode, frame {numbers[-1]} was to be read")
