@@ -56,7 +56,7 @@ def _run(options: argparse.Namespace) -> int:
             if options.replay:
                 replay(config, workdir, options.replay)
             else:
-                train(config, workdir, options.profile)
+                train(config, workdir, options.profile, options.allow)
     except (ValueError, OSError, RuntimeError) as error:
         if distributed.is_loss(error):
             print(f"error: {distributed.describe_lost(error)}", file=sys.stderr)

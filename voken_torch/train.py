@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
         if options.replay:
             replay(config, workdir, options.replay, runtime)
         else:
-            train(config, workdir, runtime, options.profile)
+            train(config, workdir, runtime, options.profile, options.allow)
     return 0
 
 

@@ -34,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--profile", type=int, nargs="?", const=5, default=0, metavar="STEPS", help="trace so many steps, 5 if not said"
     )
     parser.add_argument(
+        "--allow",
+        action="append",
+        choices=("data",),
+        default=[],
+        help="go on though this changed since the checkpoint: data (images added or removed), whose order begins anew",
+    )
+    parser.add_argument(
         "--replay", type=Path, metavar="FILE", help="train nothing: show what a kept failed_batch_<step>.npz does"
     )
     add_device(parser)

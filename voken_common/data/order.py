@@ -30,6 +30,8 @@ logger = logging.getLogger("voken.data")
 _BATCHES_AHEAD = 2
 _SMALLEST_SHARED_BLOCK = 4096
 _STATE_VERSION = 1
+_OF_DATA = ("source_length", "source_order")
+"""Fields of a state that say what is trained on."""
 _WORKER_DIED = """\
 {error}, one of data.workers. By the code:
   -9   the system killed it, mostly for want of memory: lower data.workers or data.read_threads
@@ -77,6 +79,8 @@ class PositionedBatches(grain.DatasetIterator):
     place: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     """What is done to a batch before it is asked for, in a thread, such as beginning to copy it to a device; to be set
     before the first batch. What it returns is handed out, and only then counted in the position."""
+    allow_changed_data = False
+    """A state of other data is taken, too, and the order begins anew."""
     _bytes_per_batch = 0
     _read_threads = 1
 
@@ -136,18 +140,26 @@ class PositionedBatches(grain.DatasetIterator):
         """Continue at a saved position, with any batch size, process count and worker count.
 
         Raises:
-          DataError: the state belongs to another seed or to a source of another length.
+          DataError: the state belongs to another seed or, unless `allow_changed_data`, to other data.
         """
         own = self.get_state()
-        for field in dict.fromkeys([*own, *state]):
-            if field != "position" and state.get(field) != own.get(field):
-                raise DataError(
-                    f"cannot continue the data order: the checkpoint has {field} {state.get(field)}, this run has "
-                    f"{own.get(field)}; restore the configuration and the data of the checkpoint, or start a new work "
-                    "directory"
-                )
+        changed = [f for f in dict.fromkeys([*own, *state]) if f != "position" and state.get(f) != own.get(f)]
+        of_data = [field for field in changed if field in _OF_DATA]
+        if changed and not (self.allow_changed_data and changed == of_data):
+            field = next((field for field in changed if field not in _OF_DATA), changed[0])
+            way_out = "; --allow data goes on with the data as they are now, in an order that begins anew"
+            raise DataError(
+                f"cannot continue the data order: the checkpoint has {field} {state.get(field)}, this run has "
+                f"{own.get(field)}; restore the configuration and the data of the checkpoint, or start a new work "
+                f"directory{way_out if field in _OF_DATA else ''}"
+            )
         self._stop()
-        self._position = state["position"]
+        if changed:
+            logger.warning(
+                "the data changed since the checkpoint (%s): their order begins anew",
+                ", ".join(f"{field} was {state.get(field)}, is {own.get(field)}" for field in changed),
+            )
+        self._position = 0 if changed else state["position"]
 
     def start_prefetch(self) -> None:
         """Start workers and threads now instead of at the first batch."""

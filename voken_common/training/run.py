@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -79,7 +79,9 @@ class Framework(Protocol):
         """Return functions that begin and end a trace in a folder."""
 
 
-def train(config: AnyConfig, workdir: Path, framework: Framework, profile: int = 0) -> dict[str, float]:
+def train(
+    config: AnyConfig, workdir: Path, framework: Framework, profile: int = 0, allow: Collection[str] = ()
+) -> dict[str, float]:
     """Train to the end of the configuration, from the newest good checkpoint of `workdir` if there is one.
 
     Args:
@@ -87,6 +89,7 @@ def train(config: AnyConfig, workdir: Path, framework: Framework, profile: int =
         workdir: where everything is written; no other run may use it meanwhile.
         framework: what trains.
         profile: trace this many steps.
+        allow: `data`: continue on other data than the checkpoint's, in an order that begins anew.
 
     Returns:
         The metrics of the last validation; empty where there is no validation source or the run was stopped.
@@ -100,6 +103,7 @@ def train(config: AnyConfig, workdir: Path, framework: Framework, profile: int =
     with contextlib.ExitStack() as stack:
         iterator = open_data(config, processes)
         stack.callback(iterator.close)
+        iterator.allow_changed_data = "data" in allow
         if framework.to_device is not None:
             iterator.place = framework.to_device
         task = framework.build(config, _per_epoch(config, iterator), tokenizer_of_run(config, workdir))
@@ -109,7 +113,7 @@ def train(config: AnyConfig, workdir: Path, framework: Framework, profile: int =
         steps = framework.steps(task, _resume(task, checkpoints, iterator, framework), workdir)
         if processes.first:
             with replacing(workdir / "config.yaml") as file:
-                file.write(to_yaml(config).encode())
+                file.write(to_yaml(task.config).encode())
         first, folder = steps.number, workdir / FOLDER
         profiler = Profiler(folder, profile, *framework.trace(folder))
         with framework.stop() as stop:

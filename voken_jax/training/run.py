@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,9 +77,9 @@ def build(config: AnyConfig, per_epoch: int, tokenizer: Path | None = None) -> T
     return GeneratorTask(config, per_epoch, tokenizer)
 
 
-def train(config: AnyConfig, workdir: Path, profile: int = 0) -> dict[str, float]:
+def train(config: AnyConfig, workdir: Path, profile: int = 0, allow: Collection[str] = ()) -> dict[str, float]:
     """Train on all devices; see `voken_common.training.run.train`."""
-    return run.train(config, workdir, Framework(), profile)
+    return run.train(config, workdir, Framework(), profile, allow)
 
 
 def replay(config: AnyConfig, workdir: Path, path: Path) -> dict[str, float]:

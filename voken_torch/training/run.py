@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,13 +85,19 @@ def build(
     return GeneratorTask(config, per_epoch, runtime, tokenizer)
 
 
-def train(config: AnyConfig, workdir: Path, runtime: Runtime | None = None, profile: int = 0) -> dict[str, float]:
+def train(
+    config: AnyConfig,
+    workdir: Path,
+    runtime: Runtime | None = None,
+    profile: int = 0,
+    allow: Collection[str] = (),
+) -> dict[str, float]:
     """Train on this process's device; see `voken_common.training.run.train`.
 
     Every process of a distributed run calls it with its own runtime (`device.start`); the first one writes.
     """
     check_config(config)
-    return run.train(config, workdir, Framework(runtime), profile)
+    return run.train(config, workdir, Framework(runtime), profile, allow)
 
 
 def replay(config: AnyConfig, workdir: Path, path: Path, runtime: Runtime | None = None) -> dict[str, float]:

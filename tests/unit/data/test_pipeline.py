@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import shutil
 import threading
 import time
 
@@ -435,3 +436,29 @@ def test_files_that_vanish_and_lines_of_pixels_are_bad_images(tmp_path, caplog):
 )
 def test_the_limit_is_a_whole_number_of_images(length, fraction, allowed):
     assert BadImageLimit(length, fraction).allowed == allowed
+
+
+def test_grown_data_go_on_where_that_is_allowed(folder, tmp_path, caplog):
+    before = build_train_iterator(config(folder), batch_size_per_process=4, seed=0)
+    for _ in range(2):
+        next(before)
+    state = before.get_state()
+    before.close()
+    grown = shutil.copytree(folder, tmp_path / "grown")
+    some = next(grown.rglob("*.png"))
+    shutil.copy(some, some.with_name("zz_new.png"))
+    after = build_train_iterator(config(grown), batch_size_per_process=4, seed=0)
+    with pytest.raises(DataError, match=r"source_length 23, this run has 24;.*--allow data goes on"):
+        after.set_state(state)
+    after.allow_changed_data = True
+    with pytest.raises(DataError, match="the checkpoint has seed 1, this run has 0"):
+        after.set_state(state | {"seed": 1})
+    after.set_state(state)
+    assert after.position == 0
+    assert "source_length was 23, is 24" in caplog.text
+    after.close()
+    same = build_train_iterator(config(folder), batch_size_per_process=4, seed=0)
+    same.allow_changed_data = True
+    same.set_state(state)
+    assert same.position == 8, "data that did not change go on where they were"
+    same.close()
