@@ -47,12 +47,12 @@ def tensor(shape, stride):
 
 
 def inflated(folder):
-    """A member of 2 GiB that deflates to 2 MB; nothing needs it."""
+    """A member of 256 MiB that deflates to 256 KB; nothing needs it."""
     path = folder / "x.pt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x/data.pkl", b"\x80\x02N.")
         with archive.open("x/data/0", "w", force_zip64=True) as member:
-            for _ in range(64):
+            for _ in range(8):
                 member.write(bytes(32 << 20))
     return path
 
