@@ -20,6 +20,7 @@ from typing import IO, Any, NamedTuple, cast
 
 from voken_common.commands.frameworks import PREFERRED, Framework, choose
 from voken_common.commands.options import HelpFormatter
+from voken_common.commands.start import keep_freed_memory
 from voken_common.errors import NonFiniteError, UnavailableError
 from voken_common.untrusted.text import EscapedStream, log_to_terminal, say
 
@@ -162,6 +163,7 @@ def _start(subcommand: Subcommand, parser: argparse.ArgumentParser, arguments: l
     def run(options: argparse.Namespace) -> int:
         if subcommand.frameworks:
             options.framework = choose(options.framework, subcommand.frameworks)
+            keep_freed_memory()
         status: int = _module(subcommand).run(options)
         return status
 

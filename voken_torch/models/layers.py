@@ -77,6 +77,18 @@ class GroupNorm(nn.GroupNorm):
         return normed.to(x.dtype)
 
 
+def swish(x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """X * sigmoid(x) of what the caller made and does not need any more: without gradients it is written over x."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def plus(update: Float[Tensor, "*S"], x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """X + update; without gradients it is written over `update`, which the caller made and does not need any more."""
+    if torch.is_grad_enabled() or update.dtype != x.dtype:
+        return x + update
+    return update.add_(x)
+
+
 def depth_to_space(x: Float[Tensor, "B kC *S"], factor: tuple[int, ...] = (2, 2)) -> Float[Tensor, "B C *kS"]:
     """Channels (offset along each axis, C) to positions, `factor` the enlargement of each axis in S.
 

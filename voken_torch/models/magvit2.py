@@ -13,14 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from voken_common.config.tokenizer import ModelConfig
 from voken_torch.device.kernels import at_least_float32
 from voken_torch.models.causal import CausalConv, drop_second_frame
-from voken_torch.models.layers import GroupNorm, Policy, checkpointed, conv, depth_to_space
+from voken_torch.models.layers import GroupNorm, Policy, checkpointed, conv, depth_to_space, plus, swish
 
 Convolve = Callable[..., Any]
 """(width in, width out, kernel side, stride=, bias=) -> a convolution that pads with zeros."""
@@ -46,9 +45,9 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Float[Tensor, "B C *s"]) -> Float[Tensor, "B D *s"]:
         """Same resolution, out_channels wide."""
         shortcut = self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
-        x = self.conv1(F.silu(self.norm1(x)))
-        x = self.conv2(F.silu(self.norm2(x)))
-        return shortcut + x
+        x = self.conv1(swish(self.norm1(x)))
+        x = self.conv2(swish(self.norm2(x)))
+        return plus(x, shortcut)
 
 
 class AdaptiveGroupNorm(nn.Module):
@@ -126,7 +125,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid_block(x))))
+        return self.conv_out(swish(self.norm_out(self.mid_block(x))))
 
 
 class Upsample(nn.Module):
@@ -186,7 +185,7 @@ class Decoder(nn.Module):
             if hasattr(self, "adaptive"):
                 x = self.adaptive[i](x, z)
             x = self.up[i](x)
-        return F.silu(self.norm_out(x))
+        return swish(self.norm_out(x))
 
     def forward(self, z: Float[Tensor, "B Z *s"]) -> Float[Tensor, "B 3 *S"]:
         """Pixels, unclamped."""

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from voken_common.config.tokenizer import ModelConfig
-from voken_torch.models.layers import GroupNorm, Policy, checkpointed, conv, upsample_nearest
+from voken_torch.models.layers import GroupNorm, Policy, checkpointed, conv, plus, swish, upsample_nearest
 
 
 class ResidualBlock(nn.Module):
@@ -30,9 +30,9 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
         """Same resolution, out_channels wide; dropout only in training mode."""
         shortcut = self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
-        x = self.conv1(F.silu(self.norm1(x)))
-        x = self.conv2(self.dropout(F.silu(self.norm2(x))))
-        return shortcut + x
+        x = self.conv1(swish(self.norm1(x)))
+        x = self.conv2(self.dropout(swish(self.norm2(x))))
+        return plus(x, shortcut)
 
 
 class AttentionBlock(nn.Module):
@@ -52,7 +52,7 @@ class AttentionBlock(nn.Module):
         normal = self.norm(x)
         q, k, v = (f(normal).flatten(2).transpose(1, 2) for f in (self.q, self.k, self.v))
         mixed = self.attention(q, k, v, x.shape[1] ** -0.5)
-        return x + self.proj_out(mixed.transpose(1, 2).reshape(x.shape))
+        return plus(self.proj_out(mixed.transpose(1, 2).reshape(x.shape)), x)
 
 
 class Downsample(nn.Module):
@@ -146,7 +146,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return self.conv_out(swish(self.norm_out(self.mid(x))))
 
 
 class Decoder(nn.Module):
@@ -175,7 +175,7 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             x = level(x)
-        return F.silu(self.norm_out(x))
+        return swish(self.norm_out(x))
 
     def forward(self, z: Float[Tensor, "B Z h w"]) -> Float[Tensor, "B 3 H W"]:
         """Images, unclamped."""
