@@ -290,6 +290,6 @@ def test_pictures_of_a_run_can_be_drawn_again(adaptive, framework):
         validator = JaxValidator(config, adaptive._network, make_mesh(config.mesh))
         shown = validator.sample(stack_layers(adaptive._weights), labels)
     else:
-        shown = TorchValidator(config, adaptive.runtime).sample(adaptive._network, labels)
+        shown = TorchValidator(config, adaptive.runtime).sample(adaptive.network, labels)
     drawn = np.asarray(adaptive.sample(labels, seed=config.seed, images=False).ids)
     np.testing.assert_array_equal(join_ids(shown, config.model.vocabularies).reshape(drawn.shape), drawn)

@@ -19,7 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A generator, classes, how tokens are drawn, and what becomes of the images."""
     add_checkpoint(parser)
     parser.add_argument("--tokenizer", help="checkpoint of the tokenizer; default: the one the generator names")
-    parser.add_argument("--classes", required=True, help="numbers and ranges such as 207,360 or 0-9,207; or all")
+    parser.add_argument(
+        "--classes",
+        required=True,
+        help="numbers and ranges such as 207,360 or 0-9,207; names where the generator knows them; or all",
+    )
     parser.add_argument("--num-per-class", type=int, default=8, metavar="N", help="images of each class")
     parser.add_argument("--output", metavar="DIR", help="write PNG files and a grid here")
     parser.add_argument("--npz", metavar="FILE", help="write one uint8 array arr_0 of all images here, shuffled")

@@ -18,7 +18,7 @@ from voken_common.config.generator import GeneratorConfig
 from voken_common.config.sampling import Sampling
 from voken_common.data.decode import decode_image
 from voken_common.sampling.npz import NpzWriter
-from voken_common.sampling.requests import check_sampling, preset, seed_of
+from voken_common.sampling.requests import check_sampling, class_number, preset, seed_of
 from voken_common.untrusted.files import read_bytes
 from voken_common.untrusted.json_text import loads
 from voken_common.visual import grid, save_png
@@ -45,27 +45,54 @@ class Sampler(Protocol):
         """Images of classes."""
 
 
-def parse_classes(text: str, classes: int) -> list[int]:
+def parse_classes(text: str, classes: int, names: Sequence[str] = ()) -> list[int]:
     """The classes of `--classes`, each once, in the order in which they are named.
 
+    Args:
+        text: numbers, ranges and names, separated by commas; or all. `name:` and `number:` before one say which it is.
+        classes: how many there are.
+        names: of the classes by number; empty: they have none.
+
     Raises:
-        ValueError: not numbers, a range that runs backwards, or no such class.
+        ValueError: neither numbers nor names, a range that runs backwards, no such class, or a name that is the number
+            of another class.
     """
-    if text.strip() == "all":
+    if text.strip() == "all" and "all" not in names:
         return list(range(classes))
     found: dict[int, None] = {}
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(
-                f"--classes {text}: {part.strip()!r} is no class; expected numbers and ranges such as 207,360 or 0-9 "
-                f"below {classes}, or all"
-            )
-        start, stop = int(first), int(last if dash else first)
-        if stop < start or stop >= classes:
-            raise ValueError(f"--classes {text}: {part.strip()} is not within the classes 0 to {classes - 1}")
-        found |= dict.fromkeys(range(start, stop + 1))
+    for part in [text.strip()] if text.strip() in names else map(str.strip, text.split(",")):
+        found |= dict.fromkeys(_numbers_of(part, text, classes, names))
     return list(found)
+
+
+def _numbers_of(part: str, text: str, classes: int, names: Sequence[str]) -> Sequence[int]:
+    """Classes of one part of `--classes`."""
+    kind, colon, rest = part.partition(":")
+    if colon and kind == "name" and part not in names:
+        return [class_number(rest, names)]
+    if colon and kind == "number":
+        part, names = rest, ()
+    first, dash, last = part.partition("-")
+    numeric = first.isdecimal() and (not dash or last.isdecimal())
+    if part in names:
+        number = class_number(part, names)
+        if numeric and (dash or number != int(part)):
+            raise ValueError(
+                f"--classes {text}: {part} is the name of class {number}, and a number too: say name:{part} or "
+                f"number:{part}"
+            )
+        return [number]
+    if not numeric:
+        if names:
+            return [class_number(part, names)]
+        raise ValueError(
+            f"--classes {text}: {part!r} is no class; expected numbers and ranges such as 207,360 or 0-9 "
+            f"below {classes}, or all"
+        )
+    start, stop = int(first), int(last if dash else first)
+    if stop < start or stop >= classes:
+        raise ValueError(f"--classes {text}: {part} is not within the classes 0 to {classes - 1}")
+    return range(start, stop + 1)
 
 
 def parse_sampling(options: argparse.Namespace, config: GeneratorConfig) -> Sampling:
@@ -97,7 +124,7 @@ class Job:
 
     def __init__(self, sampler: Sampler, options: argparse.Namespace):
         self._sampler, self._options = sampler, options
-        self._classes = parse_classes(options.classes, sampler.config.model.classes)
+        self._classes = parse_classes(options.classes, sampler.config.model.classes, sampler.config.class_names)
         self._sampling = parse_sampling(options, sampler.config)
         self._per_class: int = options.num_per_class
         self._total = len(self._classes) * self._per_class

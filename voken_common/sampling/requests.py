@@ -5,6 +5,7 @@ Shape legend: B samples, h w tokens along the sides.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -37,12 +38,21 @@ class Samples(NamedTuple):
     images: Any
 
 
-def check_labels(labels: ArrayLike, classes: int) -> Int[np.ndarray, " B"]:
-    """Classes as a vector.
+def check_labels(labels: ArrayLike, classes: int, names: Sequence[str] = ()) -> Int[np.ndarray, " B"]:
+    """Classes as a vector of numbers.
+
+    Args:
+        labels: numbers, or names of classes, or a mixture; one stands alone.
+        classes: how many there are.
+        names: of the classes by number; empty: they have none.
 
     Raises:
-        ValueError: not a vector of integers, or none of the classes.
+        ValueError: not a vector of numbers and names, or none of the classes.
     """
+    if isinstance(labels, str):
+        labels = [labels]
+    if isinstance(labels, Sequence) and any(isinstance(label, str) for label in labels):
+        labels = [class_number(label, names) if isinstance(label, str) else label for label in labels]
     array = np.atleast_1d(np.asarray(labels))
     if array.ndim != 1 or array.dtype.kind not in "iu" or not array.size:
         raise ValueError(f"labels are {array.dtype} of shape {array.shape}, expected a vector of classes, one a sample")
@@ -51,6 +61,20 @@ def check_labels(labels: ArrayLike, classes: int) -> Int[np.ndarray, " B"]:
             f"labels run from {array.min()} to {array.max()}, this generator has classes 0 to {classes - 1}"
         )
     return array.astype(np.int32)
+
+
+def class_number(name: str, names: Sequence[str]) -> int:
+    """The number of the class that is called `name`.
+
+    Raises:
+        ValueError: no class is called so; the message names the nearest, or says that the generator knows no names.
+    """
+    if name in names:
+        return list(names).index(name)
+    if not names:
+        raise ValueError(f"class {name!r}: this generator knows its classes by number only; expected numbers")
+    near = difflib.get_close_matches(name, names, n=3) or list(names[:3])
+    raise ValueError(f"no class is called {name!r}; did you mean {' or '.join(near)}?")
 
 
 def seed_of(seed: int, *numbers: int) -> int:

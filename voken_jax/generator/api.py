@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 from numpy.typing import ArrayLike, DTypeLike
 
+from voken_common.api.summary import Machinery, summarize_generator
 from voken_common.checkpoints.frozen_tokenizer import find_tokenizer
 from voken_common.checkpoints.steps import Step, Weights
 from voken_common.checkpoints.weight_names import require_same_shapes, to_torch
@@ -122,6 +123,19 @@ class Generator:
         generator._precision, generator._tokenizer_source = precision, found.resolved.tokenizer
         return generator
 
+    from_pretrained = load
+
+    @property
+    def device(self) -> str:
+        """The devices that hold the weights."""
+        return ", ".join(sorted(map(str, next(iter(self._weights.values())).devices())))
+
+    def __repr__(self) -> str:
+        weights = self._weights.values()
+        dtype = str(next(iter(weights)).dtype)
+        count = sum(weight.size for weight in weights)
+        return summarize_generator(self.config, Machinery(count, dtype, dtype, f"{self.device} (JAX)", self.origin))
+
     def fingerprint(self) -> str:
         """A hash of network and weights, in the precision in which they are computed with."""
         weights = {name: np.asarray(leaf) for name, leaf in self._weights.items()}
@@ -152,7 +166,7 @@ class Generator:
 
     def sample(
         self,
-        labels: ArrayLike,
+        labels: ArrayLike | str | Sequence[int | str],
         *,
         seed: int = 0,
         seeds: Sequence[int] | None = None,
@@ -163,7 +177,7 @@ class Generator:
         """One sample per label; see `voken_common.sampling.requests.Samples`.
 
         Args:
-            labels: (B,) a class per sample, in any mixture.
+            labels: (B,) a class per sample, in any mixture: numbers, or names where `config.class_names` has them.
             seed: decides all samples together.
             seeds: (B,) instead, one per sample: the same seed and class give the same sample whatever the batch, up to
                 the rounding of sums.
@@ -175,7 +189,7 @@ class Generator:
             ValueError: labels, seeds or settings that cannot be.
             CheckpointError: images without a tokenizer that makes them.
         """
-        classes = check_labels(labels, self.classes)
+        classes = check_labels(labels, self.classes, self.config.class_names)
         numbers = np.array(check_seeds(seed, seeds, len(classes)), np.uint32)
         settings = check_sampling(sampling, self.config)
         tokenizer = self.tokenizer if images else None

@@ -5,13 +5,15 @@ Shape legend: B samples, h w tokens along the sides, H W pixels.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 
+from voken_common.api.summary import Machinery, summarize_generator
 from voken_common.checkpoints.frozen_tokenizer import find_tokenizer
 from voken_common.checkpoints.steps import Step, Weights
 from voken_common.checkpoints.weight_names import require_same_shapes
@@ -36,8 +38,8 @@ from voken_torch.models.generator import build_generator
 from voken_torch.tokenizer.api import Tokenizer
 
 
-class Generator:
-    """A trained class-conditional generator.
+class Generator(nn.Module):
+    """A trained class-conditional generator, frozen, in evaluation mode; `.to(device)` moves it and its tokenizer.
 
     Args:
         config: the run it comes from; its `model`, `precision` and `sampling` are used.
@@ -62,17 +64,18 @@ class Generator:
         runtime: Runtime | None = None,
         verify: bool = True,
     ):
-        self.config, self.origin, self.runtime = config, str(origin), runtime or Runtime()
+        super().__init__()
+        self.config, self.origin, self._runtime = config, str(origin), runtime or Runtime()
         precision = config.precision
-        self.runtime.check_precision(precision.param_dtype, precision.compute_dtype)
+        self._runtime.check_precision(precision.param_dtype, precision.compute_dtype)
         with torch.device("meta"):
-            network = build_generator(config.model, kernels=self.runtime.kernels())
+            network = build_generator(config.model, kernels=self._runtime.kernels())
         require_same_shapes(weights, network.state_dict(), f"weights of {config.name}")
         # No autocast: it would convert every weight anew at every position.
         dtype = getattr(torch, precision.compute_dtype)
-        placed = {name: weight.to(self.runtime.device, dtype) for name, weight in weights.items()}
+        placed = {name: weight.to(self._runtime.device, dtype) for name, weight in weights.items()}
         network.load_state_dict(placed, strict=True, assign=True)
-        self._network = network.requires_grad_(False).eval()
+        self.network = network.requires_grad_(False).eval()
         self._tokenizer, self._verify = tokenizer, verify
         self._precision: Precision = config.precision.compute_dtype
         self._tokenizer_source: str | Path | None = None
@@ -120,9 +123,32 @@ class Generator:
         generator._precision, generator._tokenizer_source = precision, found.resolved.tokenizer
         return generator
 
+    from_pretrained = load
+
+    @property
+    def device(self) -> torch.device:
+        """The device that holds the weights; `.to` changes it."""
+        return next(self.network.parameters()).device
+
+    @property
+    def runtime(self) -> Runtime:
+        """The device and how it computes."""
+        return dataclasses.replace(self._runtime, device=self.device)
+
+    def train(self, mode: bool = True) -> Generator:
+        """Stay in evaluation mode, also inside a model that is trained: the generator is frozen."""
+        super().train(False)
+        return self
+
+    def __repr__(self) -> str:
+        weights = list(self.network.parameters())
+        dtype = str(weights[0].dtype).removeprefix("torch.")
+        count = sum(weight.numel() for weight in weights)
+        return summarize_generator(self.config, Machinery(count, dtype, dtype, f"{self.device} (PyTorch)", self.origin))
+
     def fingerprint(self) -> str:
         """A hash of network and weights, in the precision in which they are computed with."""
-        weights = {name: weight.cpu() for name, weight in self._network.state_dict().items()}
+        weights = {name: weight.cpu() for name, weight in self.network.state_dict().items()}
         # NumPy has no bfloat16; float32 holds the same values.
         arrays = {k: (w.float() if w.dtype is torch.bfloat16 else w).numpy() for k, w in weights.items()}
         return fingerprint_of(self.config.model.model_dump(mode="json"), arrays)
@@ -152,7 +178,7 @@ class Generator:
 
     def sample(
         self,
-        labels: ArrayLike | Tensor,
+        labels: ArrayLike | Tensor | str | Sequence[int | str],
         *,
         seed: int = 0,
         seeds: Sequence[int] | None = None,
@@ -163,7 +189,7 @@ class Generator:
         """One sample per label; see `voken_common.sampling.requests.Samples`.
 
         Args:
-            labels: (B,) a class per sample, in any mixture.
+            labels: (B,) a class per sample, in any mixture: numbers, or names where `config.class_names` has them.
             seed: decides all samples together.
             seeds: (B,) instead, one per sample: the same seed and class give the same sample whatever the batch, up to
                 the rounding of sums.
@@ -175,7 +201,8 @@ class Generator:
             ValueError: labels, seeds or settings that cannot be.
             CheckpointError: images without a tokenizer that makes them.
         """
-        classes = check_labels(labels.cpu().numpy() if isinstance(labels, Tensor) else labels, self.classes)
+        names = self.config.class_names
+        classes = check_labels(labels.cpu().numpy() if isinstance(labels, Tensor) else labels, self.classes, names)
         numbers = check_seeds(seed, seeds, len(classes))
         settings = check_sampling(sampling, self.config)
         if cache_dtype is not None:
@@ -183,7 +210,7 @@ class Generator:
         tokenizer = self.tokenizer if images else None
         order = "lsb_first" if tokenizer is None else bit_order_of(tokenizer.config)
         placed = torch.from_numpy(classes).to(self.runtime.device, torch.int64)
-        tokens = generate(self._network, placed, numbers, settings, cache_dtype, graphs=True)
+        tokens = generate(self.network, placed, numbers, settings, cache_dtype, graphs=True)
         model = self.config.model
         ids = torch.from_numpy(join_ids(tokens.cpu().numpy(), model.vocabularies, order)).reshape(
             -1, model.grid, model.grid
