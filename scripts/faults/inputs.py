@@ -60,7 +60,7 @@ def cut_tar(framework: Framework) -> str:
     with captured() as text:
         prepare([str(place), "--output", str(output), "--min-side", "8", "--workers", "0"])
     require("00001.tar" in text.getvalue(), f"the cut tar was not named: {text.getvalue()[-300:]}")
-    source = f"data.train={{kind: tar, sets: [{{index: {output / 'set.index'}}}]}}"
+    source = f"data.train={{kind: tar, sets: [{{index: {output / 'set.index'}, location: {place / 'webdataset'}}}]}}"
     run = framework.run(framework.scratch / "tar_run", source, "data.resize=pil", "training.steps=6")
     images = int(run.must(0).text.split(" images")[0].split()[-1].replace(",", ""))
     require(20 <= images < 40, f"{images} images were read of 20 in the whole tar and 20 in the cut one")
