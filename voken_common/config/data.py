@@ -138,6 +138,8 @@ class DataConfig(DataSection):
     train: SourceConfig
     validation: SourceConfig | None = None
     image_size: Side
+    validation_image_size: Side | None = None
+    """Side of the validation images where it is another one, for figures of images larger than what is trained on."""
     resize: Literal["pil", "cv2", "none"] = "pil"
     """Convention of the short-side resize: pil (antialiased), cv2 (not antialiased), or none: crop from the original
     pixels, enlarging only what is smaller than the crop."""

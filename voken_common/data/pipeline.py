@@ -225,6 +225,8 @@ def build_validation_batches(
         source = build_source(config.validation)
         if labelled:
             source.adopt_classes(classes_of(config.train), "data.train")
+    if config.validation_image_size is not None:
+        config = config.model_copy(update={"image_size": config.validation_image_size})
     return ValidationBatches(
         source,
         config,
