@@ -170,9 +170,9 @@ class ValidationRow(SampleLoader):
         self._count = count
 
     def __call__(self, rank: int) -> dict[str, Any]:
-        """A row as image bytes (s, s, 3), label, mask, and the bad images: one or none."""
+        """A row as image bytes (s, s, 3), label, mask, the bad images: one or none, and its number in the source."""
         size = self.config.image_size
-        row = {"image": np.full((size, size, 3), 128, np.uint8), "label": 0, "mask": 0.0, "bad": []}
+        row = {"image": np.full((size, size, 3), 128, np.uint8), "label": 0, "mask": 0.0, "bad": [], "number": -1}
         if rank >= self._count:
             return row
         index = self.source.evaluation_index(rank)
@@ -180,4 +180,4 @@ class ValidationRow(SampleLoader):
             image, label = self.resized(index)
         except ImageDecodeError as error:
             return row | {"bad": [BadImage(index, str(error))]}
-        return row | {"image": self.fixed_view(index, image), "label": label, "mask": 1.0}
+        return row | {"image": self.fixed_view(index, image), "label": label, "mask": 1.0, "number": index}

@@ -33,6 +33,8 @@ def _collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
     if "mask" in samples[0]:
         batch["mask"] = np.array([sample["mask"] for sample in samples], np.float32)
+    if "number" in samples[0]:
+        batch["number"] = np.array([sample["number"] for sample in samples], np.int32)
     return batch
 
 
@@ -212,8 +214,8 @@ def build_validation_batches(
     Returns:
       An object to iterate over as often as needed, with `len` and `num_images`. It gives dicts: image float32
       (b, s, s, 3) in [-1, 1], or of a video source video float32 (b, t, s, s, 3), label int32 (b,), mask float32 (b,):
-      1 for images, 0 for padding and for images that do not decode. Means over all images are sums of `mask * value`
-      divided by the sum of `mask`.
+      1 for images, 0 for padding and for images that do not decode; of images also number int32 (b,), of which
+      `source.key` makes a name. Means over all images are sums of `mask * value` divided by the sum of `mask`.
 
     Raises:
       DataError: there is no validation source, or it cannot be opened; or it has classes that `config.train` has not.

@@ -6,7 +6,8 @@ Shape letters: b = rows of a batch, k = codes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -25,6 +26,8 @@ class Validation:
     originals: np.ndarray
     reconstructions: np.ndarray
     counts: np.ndarray
+    numbers: tuple[int, ...] = ()
+    """Of the shown images in their source, where it is known."""
 
 
 class ValidationTotals:
@@ -38,6 +41,7 @@ class ValidationTotals:
         self._pictures = pictures
         self._averages: dict[str, Average] = {}
         self._shown: list[tuple[np.ndarray, np.ndarray]] = []
+        self._numbers: list[int] = []
 
     def add(
         self,
@@ -60,6 +64,8 @@ class ValidationTotals:
         self._averages.setdefault("psnr", Average()).update(_psnr(originals, reconstructions))
         if sum(len(shown) for shown, _ in self._shown) < self._pictures:
             self._shown.append((originals, reconstructions))
+            if "number" in batch:
+                self._numbers += [int(number) for number in batch["number"][present]]
 
     def merge(self, other: ValidationTotals) -> None:
         """Take the sums of another process; its pictures are not taken."""
@@ -79,7 +85,7 @@ class ValidationTotals:
         metrics["codebook_perplexity"] = float(codebook_perplexity(counts))
         shown = zip(*self._shown, strict=True) if self._shown else ([np.empty((0, 1, 1, 3))],) * 2
         originals, reconstructions = (np.concatenate(parts)[: self._pictures] for parts in shown)
-        return Validation(metrics, originals, reconstructions, counts)
+        return Validation(metrics, originals, reconstructions, counts, tuple(self._numbers[: self._pictures]))
 
 
 def _psnr(originals: np.ndarray, reconstructions: np.ndarray) -> Float[np.ndarray, " b"]:
@@ -91,8 +97,16 @@ def _psnr(originals: np.ndarray, reconstructions: np.ndarray) -> Float[np.ndarra
     return frames.reshape(originals.shape[:2]).mean(axis=1)
 
 
-def report(log: RunLog, step: int, result: Validation, images: int) -> None:
-    """Scalars, a line above the progress bar, and the pictures of one validation."""
+def report(log: RunLog, step: int, result: Validation, images: int, name: Callable[[int], str] | None = None) -> None:
+    """Scalars, a line above the progress bar, and the pictures of one validation.
+
+    Args:
+        log: of the run.
+        step: after which it took place.
+        result: what was found.
+        images: how many images or clips were evaluated.
+        name: of an image by its number in the source, for the picture.
+    """
     log.scalars(step, result.metrics, prefix="validation/")
     what = "clips" if result.originals.ndim == 5 else "images"
     use = CodeUse(int(np.count_nonzero(result.counts)), result.counts.size, int(result.counts.sum()))
@@ -107,5 +121,7 @@ def report(log: RunLog, step: int, result: Validation, images: int) -> None:
         log.picture(step, "reconstructions", clip_strips(result.originals, result.reconstructions))
         log.clips(step, "clips", clip_pairs(result.originals, result.reconstructions))
     elif len(result.originals):
-        log.picture(step, "reconstructions", reconstruction_grid(result.originals, result.reconstructions))
+        known = name is not None and len(result.numbers) == len(result.originals)
+        names = [Path(name(number)).name for number in result.numbers] if name is not None and known else None
+        log.picture(step, "reconstructions", reconstruction_grid(result.originals, result.reconstructions, names=names))
     log.picture(step, "codebook_usage", codebook_usage_plot(result.counts))

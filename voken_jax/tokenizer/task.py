@@ -107,5 +107,5 @@ class TokenizerTask(Task):
         """Reconstruct held-out images with the averaged weights."""
         batches = validation_batches(self.config, processes())
         result = self.validator(self.state.generator_ema, batches)
-        report(log, number, result, batches.num_images)
+        report(log, number, result, batches.num_images, batches.source.key)
         return result.metrics

@@ -100,5 +100,5 @@ class TokenizerTask(Task):
         """Reconstruct held-out images with the averaged weights."""
         batches = validation_batches(self.config, processes(self.runtime.device))
         result = self.validator(batches)
-        report(log, number, result, batches.num_images)
+        report(log, number, result, batches.num_images, batches.source.key)
         return result.metrics

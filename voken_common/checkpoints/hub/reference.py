@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from voken_common.errors import CheckpointError
 from voken_common.published import models
+from voken_common.published.bundled import bundled
 
 _PART = r"[A-Za-z0-9][\w.\-]*"
 _REPOSITORY = re.compile(rf"(?P<repository>{_PART}/{_PART})(@(?P<revision>[^@:\s]+))?(:(?P<file>[^:\s][^:]*))?")
@@ -37,10 +38,13 @@ class HubReference:
 
 
 def parse(source: str | Path) -> Path | HubReference:
-    """What a source is: an existing path, else a published model, else a repository of the hub, else a path.
+    """What a source is: an existing path, a model that comes along, a published one, a repository, or a path.
+
+    The first of them that fits is taken.
 
     Args:
-        source: a path; a name of the record (`voken models`); or `OWNER/NAME`, with `@REVISION` and `:FILE` if wanted.
+        source: a path; `tiny`, which comes along; a name of the record (`voken models`); or `OWNER/NAME`, with
+            `@REVISION` and `:FILE` if wanted.
 
     Raises:
         CheckpointError: a repository of several models without the file, or a word that names nothing.
@@ -49,6 +53,8 @@ def parse(source: str | Path) -> Path | HubReference:
     path = Path(text).expanduser()
     if path.exists():
         return path
+    if (along := bundled(text)) is not None:
+        return along
     known = [model for model in models.MODELS if text in (model.name, model.full_name)]
     if len(known) == 1:
         return HubReference(known[0].repository, None, known[0].file, known[0])
