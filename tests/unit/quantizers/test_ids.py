@@ -48,7 +48,7 @@ def ids_below(count, shape):
 
 
 @pytest.mark.parametrize("quantizers", BOTH)
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(data=st.data())
 def test_split_and_join_hold_for_any_type(quantizers, data):
     bits = data.draw(st.tuples(st.integers(1, 12), st.integers(1, 12)))
@@ -64,7 +64,7 @@ def test_split_and_join_hold_for_any_type(quantizers, data):
 
 
 @pytest.mark.parametrize("quantizers", BOTH)
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(data=st.data())
 def test_codes_hold_for_any_type(quantizers, data):
     dim = data.draw(st.integers(1, 31))
@@ -75,7 +75,7 @@ def test_codes_hold_for_any_type(quantizers, data):
 
 
 @pytest.mark.parametrize("quantizers", BOTH)
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(data=st.data())
 def test_lookup_holds_for_any_type(quantizers, data):
     codebook = np.arange(600, dtype=np.float32).reshape(300, 2)
