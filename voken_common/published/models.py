@@ -156,7 +156,7 @@ MODELS: tuple[PublishedModel, ...] = (
         "video tokenizer",
         f"{_OWNER}/Open-MAGVIT2-Tokenizer-262144-Video",
         "video_128_262144.ckpt",
-        "configs/open_magvit2/video_128.yaml",
+        "configs/open_magvit2/ucf101_128.yaml",
         (_LFQ_CODES,),
         18,
         (4, 8, 8),

@@ -131,8 +131,7 @@ class TokenInfo(_Section):
     def identity(self) -> dict[str, Any]:
         """All that has to be the same for a run to go on in this folder; where the checkpoint lies is not."""
         values = self.model_dump(mode="json", exclude={"complete", "records", "classes", "bad", "sizes"})
-        # Fingerprints of earlier versions do not tell precisions apart.
-        values["tokenizer"] = [self.tokenizer.fingerprint, self.tokenizer.precision]
+        values["tokenizer"] = self.tokenizer.fingerprint
         if not self.class_names:
             # Folders of versions that did not keep the names stay the same data sets.
             del values["class_names"]
