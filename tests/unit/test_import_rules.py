@@ -39,7 +39,7 @@ FLOORS = {
         {"generator"},
         {"training"},
         {"conversion", "dry_run", "export"},
-        {"train", "reconstruct", "encode", "sample", "evaluate", "inflate", "convert", ""},
+        {"train", "reconstruct", "encode", "sample", "evaluate", "inflate", "convert", "push", ""},
     ),
     "voken_torch": (
         {"device"},
@@ -51,7 +51,7 @@ FLOORS = {
         {"generator"},
         {"training"},
         {"conversion", "export"},
-        {"train", "reconstruct", "encode", "sample", "evaluate", "inflate", "convert", ""},
+        {"train", "reconstruct", "encode", "sample", "evaluate", "inflate", "convert", "push", ""},
     ),
 }
 FLOOR = {package: {room: i for i, rooms in enumerate(floors) for room in rooms} for package, floors in FLOORS.items()}

@@ -62,6 +62,10 @@ FREE_IN_A_RUN = frozenset(
 )
 
 
+class KindError(CheckpointError):
+    """A checkpoint of another kind of model than the caller needs."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Progress:
     """What a run knows besides its state: it continues as if it had never stopped.
@@ -92,7 +96,7 @@ class Meta:
             CheckpointError: it is one of a generator.
         """
         if not isinstance(self.config, Config):
-            raise CheckpointError(f"found the checkpoint of generator {self.config.name}, expected one of a tokenizer")
+            raise KindError(f"found the checkpoint of generator {self.config.name}, expected one of a tokenizer")
         return self.config
 
     @property
@@ -103,7 +107,7 @@ class Meta:
             CheckpointError: it is one of a tokenizer.
         """
         if not isinstance(self.config, GeneratorConfig):
-            raise CheckpointError(f"found the checkpoint of tokenizer {self.config.name}, expected one of a generator")
+            raise KindError(f"found the checkpoint of tokenizer {self.config.name}, expected one of a generator")
         return self.config
 
     def to_dict(self) -> dict[str, Any]:

@@ -63,6 +63,8 @@ SUBCOMMANDS = (
     Subcommand("inflate", "make a video tokenizer of an image tokenizer"),
     Subcommand("convert", "convert a checkpoint to another format", ("jax",)),
     Subcommand("export", "export a tokenizer to StableHLO, torch.export, ONNX or safetensors", ()),
+    Subcommand("models", "list the published models, or all that is known of one", ()),
+    Subcommand("push", "put a checkpoint on the hub, with a model card"),
     Subcommand("tokens", "export token shards to Parquet or to a flat array", ()),
     Subcommand("config", "explain settings, show a configuration and where its values come from", ()),
 )

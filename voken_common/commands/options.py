@@ -25,7 +25,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, *, required: bool = True, of: str = "") -> None:
-    """`--checkpoint`, `--step`, `--weights` and `--no-verify`.
+    """`--checkpoint`, `--step`, `--weights`, `--precision` and `--no-verify`.
 
     Args:
         parser: gets them.
@@ -33,15 +33,24 @@ def add_checkpoint(parser: argparse.ArgumentParser, *, required: bool = True, of
         of: of which model, for the help, such as "of the tokenizer: ".
     """
     parser.add_argument(
-        "--checkpoint", required=required, help=f"{of}a work directory, one step of it, or a .safetensors file"
+        "--checkpoint",
+        required=required,
+        help=f"{of}a published model (`voken models`), OWNER/NAME[@REVISION][:FILE] on the hub, a Lightning .ckpt, a "
+        ".pt or .safetensors file, a work directory, or one step of it",
     )
     add_checkpoint_options(parser)
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
-    """`--step`, `--weights` and `--no-verify`, for commands that name the checkpoint in their own way."""
+    """`--step`, `--weights`, `--precision`, `--no-verify`, for commands that name the checkpoint in their own way."""
     parser.add_argument("--step", default="latest", help="of a work directory: latest, best or a number")
     parser.add_argument("--weights", choices=("ema", "raw"), help="default: the averages, if the checkpoint has them")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "float64"),
+        default="float32",
+        help="to compute in, whatever the model was trained in; bfloat16 changes some ids",
+    )
     add_no_verify(parser)
 
 

@@ -32,8 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset",
         metavar="MODEL",
-        help="settings of a published generator, such as IBQ/imagenet_conditional_llama_B; default: the checkpoint's "
-        "own",
+        help="settings of a published generator, such as ibq_generator_B; default: the checkpoint's own",
     )
     parser.add_argument("--scale", metavar="A[,B]", help="guidance scale, one value per sub-token; 1 means none")
     parser.add_argument("--temperature", metavar="A[,B]", help="0 takes the most likely code")

@@ -13,9 +13,9 @@ import numpy as np
 
 from voken_common.checkpoints import weight_names as names
 from voken_common.checkpoints.conversion.contents import Manifest, Shape
-from voken_common.checkpoints.conversion.safetensors_file import is_safetensors, read_safetensors
+from voken_common.checkpoints.conversion.safetensors_file import is_safetensors, read_label, read_safetensors
 from voken_common.checkpoints.hub.resolve import Resolved, resolve
-from voken_common.checkpoints.steps import Meta, Step, Weights
+from voken_common.checkpoints.steps import ITEMS, Meta, Step, Weights
 from voken_common.config.generator import GeneratorConfig
 from voken_common.config.inference import Precision, for_inference
 from voken_common.config.loading import AnyConfig
@@ -35,12 +35,14 @@ class Loaded(NamedTuple):
         weights: by dotted name.
         path: the step's folder, or the file.
         resolved: where it came from.
+        kind: the set of weights.
     """
 
     meta: Meta
     weights: dict[str, jax.Array]
     path: Path
     resolved: Resolved
+    kind: Weights
 
     @property
     def source(self) -> str:
@@ -77,13 +79,14 @@ def load(
     if not path.is_file():
         folder = find_step(path, step, weights=weights, verify=None if verify else False)
         meta = _for_inference(read_meta(folder), precision)
-        return Loaded(meta, load_generator(folder, network_of(meta).parameters, weights), folder, found)
+        kind: Weights = weights or ("ema" if (folder / ITEMS["ema"]).is_dir() else "raw")
+        return Loaded(meta, load_generator(folder, network_of(meta).parameters, weights), folder, found, kind)
     if not is_safetensors(path):
         raise CheckpointError(f"{path} is no checkpoint that can be read")
     meta, arrays = read_safetensors(path, weights, verify=verify)
     meta = _for_inference(meta, precision)
     network_of(meta)
-    return Loaded(meta, _placed(arrays, jnp.dtype(meta.config.precision.param_dtype)), path, found)
+    return Loaded(meta, _placed(arrays, jnp.dtype(meta.config.precision.param_dtype)), path, found, read_label(path))
 
 
 def _for_inference(meta: Meta, precision: Precision) -> Meta:

@@ -15,14 +15,17 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 from numpy.typing import ArrayLike, DTypeLike
 
+from voken_common.api.sharing import Known, Shareable
 from voken_common.api.summary import Machinery, summarize_generator
 from voken_common.checkpoints.frozen_tokenizer import find_tokenizer
+from voken_common.checkpoints.hub.sharing import Shared
 from voken_common.checkpoints.steps import Step, Weights
 from voken_common.checkpoints.weight_names import require_same_shapes, to_torch
 from voken_common.config.generator import GeneratorConfig, SamplingConfig
 from voken_common.config.inference import Precision
 from voken_common.config.sampling import Sampling
 from voken_common.data.tokens.format import bit_order_of, fingerprint_of, join_ids
+from voken_common.pixels import to_uint8
 from voken_common.sampling.requests import (
     Samples,
     check_cache_dtype,
@@ -33,13 +36,14 @@ from voken_common.sampling.requests import (
     require_fitting,
     require_trained_with,
 )
+from voken_common.visual.grids import sample_grid
 from voken_jax.checkpoints import load as loading
 from voken_jax.generator.sampling import compiler_options, generate
 from voken_jax.tokenizer.api import Tokenizer
 from voken_jax.tokenizer.state import build_generator_network
 
 
-class Generator:
+class Generator(Shareable):
     """A trained class-conditional generator. Programs are compiled once per number of samples and way of drawing.
 
     Args:
@@ -121,6 +125,7 @@ class Generator:
             tokenizer = Tokenizer.load(tokenizer, precision=precision, verify=verify)
         generator = cls(found.meta.generator, found.weights, tokenizer, found.path, verify)
         generator._precision, generator._tokenizer_source = precision, found.resolved.tokenizer
+        generator.known = Known(found.kind, found.meta.metrics, found.resolved.model)
         return generator
 
     from_pretrained = load
@@ -135,6 +140,17 @@ class Generator:
         dtype = str(next(iter(weights)).dtype)
         count = sum(weight.size for weight in weights)
         return summarize_generator(self.config, Machinery(count, dtype, dtype, f"{self.device} (JAX)", self.origin))
+
+    def _to_share(self, picture: bool) -> tuple[Shared, Shared]:
+        arrays = to_torch({name: np.asarray(leaf) for name, leaf in self._weights.items()})
+        shown = None
+        if picture:
+            labels = list(range(min(4, self.classes)))
+            shown = sample_grid(
+                list(to_uint8(np.asarray(self.sample(labels).images))), [f"class {label}" for label in labels]
+            )
+        known, (tokenizer, _) = self.known, self.tokenizer._to_share(False)
+        return Shared(self.config, arrays, known.weights, known.metrics, known.model, shown), tokenizer
 
     def fingerprint(self) -> str:
         """A hash of network and weights, in the precision in which they are computed with."""

@@ -27,7 +27,12 @@ class Arrays:
         """Open the generator of the options of `voken sample`."""
         prepare(options.device)
         generator = Generator.load(
-            options.checkpoint, options.tokenizer, step=options.step, weights=options.weights, verify=options.checksums
+            options.checkpoint,
+            options.tokenizer,
+            step=options.step,
+            weights=options.weights,
+            precision=options.precision,
+            verify=options.checksums,
         )
         return cls(generator, options.cache_dtype)
 

@@ -24,21 +24,24 @@ from voken_common.api.inputs import (
     to_ids,
     to_images,
 )
+from voken_common.api.sharing import Known, Shareable, example_images
 from voken_common.api.summary import Machinery, summarize_tokenizer
+from voken_common.checkpoints.hub.sharing import Shared
 from voken_common.checkpoints.steps import Step, Weights
 from voken_common.checkpoints.weight_names import require_same_shapes, to_torch
 from voken_common.config.inference import Precision
 from voken_common.config.tokenizer import Config
 from voken_common.config.video import latent_frames
 from voken_common.data.tokens.format import fingerprint
-from voken_common.pixels import pad_to_multiple
+from voken_common.pixels import pad_to_multiple, to_uint8
+from voken_common.visual.grids import side_by_side
 from voken_jax.checkpoints import load as loading
 from voken_jax.quantizers.configured import code_indices, encode_indices, lookup
 from voken_jax.tokenizer.images import Images
 from voken_jax.tokenizer.state import build_autoencoder
 
 
-class Tokenizer:
+class Tokenizer(Shareable):
     """A trained tokenizer of images or of clips. Programs are compiled once per size.
 
     `encode` takes paths, PIL images, bytes (uint8), floats in [-1, 1], one image or a batch, of NumPy, JAX or PyTorch;
@@ -99,7 +102,9 @@ class Tokenizer:
             verify=verify,
             precision=precision,
         )
-        return cls(found.meta.tokenizer, found.weights, found.source)
+        tokenizer = cls(found.meta.tokenizer, found.weights, found.source)
+        tokenizer.known = Known(found.kind, found.meta.metrics, found.resolved.model)
+        return tokenizer
 
     from_pretrained = load
 
@@ -126,6 +131,16 @@ class Tokenizer:
     def codebook_size(self) -> int:
         """Ids are in [0, codebook_size)."""
         return self.config.quantizer.codebook_size
+
+    def _to_share(self, picture: bool) -> tuple[Shared, None]:
+        arrays = to_torch({name: np.asarray(leaf) for name, leaf in self._weights.items()})
+        shown = None
+        if picture and not self.config.model.is_video:
+            originals = example_images(self.config.data.image_size)
+            found = np.asarray(self.reconstruct(originals / np.float32(127.5) - 1))
+            shown = side_by_side(list(originals), list(to_uint8(found)))
+        known = self.known
+        return Shared(self.config, arrays, known.weights, known.metrics, known.model, shown), None
 
     def fingerprint(self) -> str:
         """A hash of network and weights, the same in both frameworks; tokens carry it."""

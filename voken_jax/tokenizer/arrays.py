@@ -30,7 +30,13 @@ class Arrays:
         """The tokenizer of the options of `voken_common.commands.options.add_checkpoint` and `add_device`."""
         prepare(options.device)
         return cls(
-            Tokenizer.load(options.checkpoint, step=options.step, weights=options.weights, verify=options.checksums)
+            Tokenizer.load(
+                options.checkpoint,
+                step=options.step,
+                weights=options.weights,
+                precision=options.precision,
+                verify=options.checksums,
+            )
         )
 
     def encode(self, images: Float[np.ndarray, "B *S 3"]) -> Int[np.ndarray, "B *s"]:

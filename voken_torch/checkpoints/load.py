@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from voken_common.checkpoints.conversion.contents import Manifest, Shape
-from voken_common.checkpoints.conversion.safetensors_file import is_safetensors, read_safetensors
+from voken_common.checkpoints.conversion.safetensors_file import is_safetensors, read_label, read_safetensors
 from voken_common.checkpoints.hub.resolve import Resolved, resolve
-from voken_common.checkpoints.steps import Meta, Step, Weights
+from voken_common.checkpoints.steps import ITEMS, Meta, Step, Weights
 from voken_common.config.generator import GeneratorConfig
 from voken_common.config.inference import Precision, for_inference
 from voken_common.config.loading import AnyConfig
-from voken_torch.checkpoints.torch import find_step, load_generator, read_meta
+from voken_torch.checkpoints.torch import find_step, load_generator, read, read_meta
 from voken_torch.models.autoencoder import Autoencoder
 from voken_torch.models.generator import build_generator
 
@@ -30,12 +30,14 @@ class Loaded(NamedTuple):
         weights: by name, on the CPU.
         path: the step's file.
         resolved: where it came from.
+        kind: the set of weights.
     """
 
     meta: Meta
     weights: dict[str, Tensor]
     path: Path
     resolved: Resolved
+    kind: Weights
 
     @property
     def source(self) -> str:
@@ -69,11 +71,12 @@ def load(
     path = find_step(found.path, step, verify=verify)
     if not is_safetensors(path):
         meta = _for_inference(read_meta(path), precision)
-        return Loaded(meta, load_generator(path, weights), path, found)
+        kind: Weights = weights or ("ema" if ITEMS["ema"] in read(path) else "raw")
+        return Loaded(meta, load_generator(path, weights), path, found, kind)
     meta, arrays = read_safetensors(path, weights, verify=verify)
     meta = _for_inference(meta, precision)
     dtype = meta.config.precision.param_dtype
-    return Loaded(meta, {name: _tensor(array, dtype) for name, array in arrays.items()}, path, found)
+    return Loaded(meta, {name: _tensor(array, dtype) for name, array in arrays.items()}, path, found, read_label(path))
 
 
 def _for_inference(meta: Meta, precision: Precision) -> Meta:

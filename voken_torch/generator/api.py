@@ -13,14 +13,17 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from voken_common.api.sharing import Known, Shareable
 from voken_common.api.summary import Machinery, summarize_generator
 from voken_common.checkpoints.frozen_tokenizer import find_tokenizer
+from voken_common.checkpoints.hub.sharing import Shared
 from voken_common.checkpoints.steps import Step, Weights
 from voken_common.checkpoints.weight_names import require_same_shapes
 from voken_common.config.generator import GeneratorConfig, SamplingConfig
 from voken_common.config.inference import Precision
 from voken_common.config.sampling import Sampling
 from voken_common.data.tokens.format import bit_order_of, fingerprint_of, join_ids
+from voken_common.pixels import to_uint8
 from voken_common.sampling.requests import (
     Samples,
     check_cache_dtype,
@@ -31,6 +34,7 @@ from voken_common.sampling.requests import (
     require_fitting,
     require_trained_with,
 )
+from voken_common.visual.grids import sample_grid
 from voken_torch.checkpoints import load as loading
 from voken_torch.device.runtime import Runtime
 from voken_torch.generator.sampling import generate
@@ -38,7 +42,7 @@ from voken_torch.models.generator import build_generator
 from voken_torch.tokenizer.api import Tokenizer
 
 
-class Generator(nn.Module):
+class Generator(Shareable, nn.Module):
     """A trained class-conditional generator, frozen, in evaluation mode; `.to(device)` moves it and its tokenizer.
 
     Args:
@@ -121,6 +125,7 @@ class Generator(nn.Module):
             tokenizer = Tokenizer.load(tokenizer, precision=precision, runtime=runtime, verify=verify)
         generator = cls(found.meta.generator, found.weights, tokenizer, found.path, runtime, verify)
         generator._precision, generator._tokenizer_source = precision, found.resolved.tokenizer
+        generator.known = Known(found.kind, found.meta.metrics, found.resolved.model)
         return generator
 
     from_pretrained = load
@@ -145,6 +150,18 @@ class Generator(nn.Module):
         dtype = str(weights[0].dtype).removeprefix("torch.")
         count = sum(weight.numel() for weight in weights)
         return summarize_generator(self.config, Machinery(count, dtype, dtype, f"{self.device} (PyTorch)", self.origin))
+
+    def _to_share(self, picture: bool) -> tuple[Shared, Shared]:
+        arrays = {name: weight.cpu().float().numpy() for name, weight in self.network.state_dict().items()}
+        shown = None
+        if picture:
+            labels = list(range(min(4, self.classes)))
+            shown = sample_grid(
+                list(to_uint8(self.sample(labels).images.movedim(1, -1).cpu().numpy())),
+                [f"class {label}" for label in labels],
+            )
+        known, (tokenizer, _) = self.known, self.tokenizer._to_share(False)
+        return Shared(self.config, arrays, known.weights, known.metrics, known.model, shown), tokenizer
 
     def fingerprint(self) -> str:
         """A hash of network and weights, in the precision in which they are computed with."""

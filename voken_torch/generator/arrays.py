@@ -33,6 +33,7 @@ class Arrays:
             options.tokenizer,
             step=options.step,
             weights=options.weights,
+            precision=options.precision,
             runtime=device.Runtime(device.resolve(options.device, local)),
             verify=options.checksums,
         )

@@ -24,14 +24,17 @@ from voken_common.api.inputs import (
     to_ids,
     to_images,
 )
+from voken_common.api.sharing import Known, Shareable, example_images
 from voken_common.api.summary import Machinery, summarize_tokenizer
+from voken_common.checkpoints.hub.sharing import Shared
 from voken_common.checkpoints.steps import Step, Weights
 from voken_common.checkpoints.weight_names import require_same_shapes
 from voken_common.config.inference import Precision
 from voken_common.config.tokenizer import Config
 from voken_common.config.video import latent_frames
 from voken_common.data.tokens.format import fingerprint
-from voken_common.pixels import pad_to_multiple
+from voken_common.pixels import pad_to_multiple, to_uint8
+from voken_common.visual.grids import side_by_side
 from voken_torch.checkpoints import load as loading
 from voken_torch.device.runtime import Runtime
 from voken_torch.models.autoencoder import Autoencoder
@@ -40,7 +43,7 @@ from voken_torch.quantizers.configured import code_indices, encode_indices, look
 from voken_torch.tokenizer.images import Images
 
 
-class Tokenizer(nn.Module):
+class Tokenizer(Shareable, nn.Module):
     """A trained tokenizer of images or of clips, frozen, in evaluation mode; `.to(device)` moves it.
 
     `encode` takes paths, PIL images, bytes (uint8), floats in [-1, 1], one image or a batch, of NumPy (channels last),
@@ -109,7 +112,9 @@ class Tokenizer(nn.Module):
             DeviceError: the device cannot compute in that precision.
         """
         found = loading.load(source, step=step, weights=weights, config=config, verify=verify, precision=precision)
-        return cls(found.meta.tokenizer, found.weights, runtime, found.source)
+        tokenizer = cls(found.meta.tokenizer, found.weights, runtime, found.source)
+        tokenizer.known = Known(found.kind, found.meta.metrics, found.resolved.model)
+        return tokenizer
 
     from_pretrained = load
 
@@ -146,6 +151,21 @@ class Tokenizer(nn.Module):
     def codebook_size(self) -> int:
         """Ids are in [0, codebook_size)."""
         return self.config.quantizer.codebook_size
+
+    def _to_share(self, picture: bool) -> tuple[Shared, None]:
+        arrays = {name: weight.cpu().numpy() for name, weight in self.network.state_dict().items()}
+        shown = None
+        if picture and not self.config.model.is_video:
+            originals = example_images(self.config.data.image_size)
+            found = (
+                self.reconstruct(torch.from_numpy(originals / np.float32(127.5) - 1).movedim(-1, 1))
+                .movedim(1, -1)
+                .cpu()
+                .numpy()
+            )
+            shown = side_by_side(list(originals), list(to_uint8(found)))
+        known = self.known
+        return Shared(self.config, arrays, known.weights, known.metrics, known.model, shown), None
 
     def fingerprint(self) -> str:
         """A hash of network and weights, the same in both frameworks; tokens carry it."""

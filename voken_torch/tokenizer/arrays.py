@@ -30,6 +30,7 @@ class Arrays:
                 options.checkpoint,
                 step=options.step,
                 weights=options.weights,
+                precision=options.precision,
                 runtime=runtime,
                 verify=options.checksums,
             )

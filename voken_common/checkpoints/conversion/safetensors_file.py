@@ -128,6 +128,11 @@ def read_meta_of(path: str | Path) -> Meta | None:
     return read_metadata(metadata, str(path))[0]
 
 
+def read_label(path: str | Path) -> Weights:
+    """Which set of weights a .safetensors file of voken holds."""
+    return read_metadata(_metadata(Path(path)), str(path))[1] or "raw"
+
+
 def _metadata(path: Path) -> dict[str, str]:
     """The metadata of a file whose header the library has checked: names, types, shapes, and that nothing overlaps."""
     with safe_open(path, framework="np") as file:

@@ -75,7 +75,7 @@ def fetch(reference: HubReference) -> Path:
         return Path(hf_hub_download(reference.repository, reference.file, revision=reference.revision))
     # The client's errors share no class of their own, and a path that cannot be written is OSError too.
     except (OSError, ValueError, RuntimeError) as error:
-        _explain(error, reference)
+        explain(error, reference)
 
 
 def files_of(reference: HubReference) -> list[str]:
@@ -98,7 +98,7 @@ def files_of(reference: HubReference) -> list[str]:
                 return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
         except (LocalEntryNotFoundError, OSError, ValueError):
             pass
-        _explain(error, reference)
+        explain(error, reference)
 
 
 def brought_by_hand(reference: HubReference) -> Path | None:
@@ -143,7 +143,7 @@ def _commit(path: Path, reference: HubReference) -> str | None:
     return parts[-1] if len(parts) > 1 and parts[-2] == "snapshots" else None
 
 
-def _explain(error: Exception, reference: HubReference) -> NoReturn:
+def explain(error: Exception, reference: HubReference) -> NoReturn:
     """Raise HubError for what the client raised."""
     from huggingface_hub.errors import (
         EntryNotFoundError,

@@ -16,6 +16,7 @@ from voken_common.checkpoints.conversion.safetensors_file import is_safetensors,
 from voken_common.checkpoints.hub.converted import converted
 from voken_common.checkpoints.hub.download import WEIGHTS_FILE, download, fetch
 from voken_common.checkpoints.hub.reference import HubReference, parse
+from voken_common.checkpoints.hub.sharing import TOKENIZER_FILE
 from voken_common.checkpoints.steps import FOLDER, Meta, Step, Weights, choose_step
 from voken_common.config.generator import GeneratorConfig
 from voken_common.config.loading import AnyConfig
@@ -25,8 +26,6 @@ from voken_common.published import models
 logger = logging.getLogger("voken")
 
 Framework = Literal["jax", "torch"]
-TOKENIZER_FILE = "tokenizer.safetensors"
-"""What voken calls the tokenizer of a generator in a folder or repository that it writes."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,8 @@ def resolve(
     given = None if config is None else named_config(str(config), "config")
     if isinstance(parsed, HubReference):
         return _from_hub(parsed, framework, manifest_of, weights, given, verify)
+    if (parsed / WEIGHTS_FILE).is_file():
+        parsed = parsed / WEIGHTS_FILE
     if parsed.is_dir():
         foreign = _foreign_step(parsed, framework, step, verify)
         if foreign is None:

@@ -49,9 +49,9 @@ def start(folder: str | Path, info: TokenInfo) -> None:
             raise DataError(f"{folder} holds {found[0]} but no {INFO_FILE}: remove what is there, or choose another")
         write_json(folder / INFO_FILE, info)
         return
-    found = read_info(folder)
+    there = read_info(folder)
     # Fingerprints of earlier versions do not tell precisions apart.
-    before, now = (about.identity() | {"precision": about.tokenizer.precision} for about in (found, info))
+    before, now = (about.identity() | {"precision": about.tokenizer.precision} for about in (there, info))
     if "class_names" not in before:
         now.pop("class_names", None)
     differing = differences(before, now)
