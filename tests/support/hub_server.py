@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -59,7 +58,12 @@ def _handler(hub):
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             hub.requests.append(("POST", self.path))
             if self.path == "/api/repos/create":
-                self._json({"url": f"{hub.address}/{json.loads(body)['name']}"})
+                asked = json.loads(body)
+                name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+                hub.files.setdefault(name, {})
+                self._json({"url": f"{hub.address}/{name}"})
+            elif self.path == "/api/validate-yaml":
+                self._json({"errors": [], "warnings": []})
             elif "/preupload/" in self.path:
                 files = json.loads(body)["files"]
                 modes = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]
@@ -107,7 +111,7 @@ def _handler(hub):
         def _file(self, repository, revision, file, head):
             fault = hub.faults.get((repository, file))
             if fault == "hanging":
-                time.sleep(5)
+                threading.Event().wait(5)
             if fault in ("gated", "private"):
                 self._fail(403 if fault == "gated" else 401, "GatedRepo" if fault == "gated" else "RepoNotFound")
                 return

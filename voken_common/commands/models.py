@@ -20,7 +20,8 @@ def run(options: argparse.Namespace) -> int:
     from voken_common.published import models, table
 
     if options.name is None:
-        print(table.text())
+        for line in table.text().splitlines():
+            print(line)
         return 0
     try:
         model = models.find(options.name)

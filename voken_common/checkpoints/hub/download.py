@@ -73,8 +73,8 @@ def fetch(reference: HubReference) -> Path:
     assert reference.file is not None
     try:
         return Path(hf_hub_download(reference.repository, reference.file, revision=reference.revision))
-    # The client's errors share no class of their own, and a path that cannot be written is OSError too.
-    except (OSError, ValueError, RuntimeError) as error:
+    # The client's errors share no class, and those of its connection come from libraries that change with it.
+    except Exception as error:
         explain(error, reference)
 
 
@@ -89,7 +89,7 @@ def files_of(reference: HubReference) -> list[str]:
 
     try:
         return HfApi().list_repo_files(reference.repository, revision=reference.revision)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:
         try:
             if _status(error) in (None, 500, 502, 503, 504):
                 folder = Path(
@@ -143,8 +143,8 @@ def _commit(path: Path, reference: HubReference) -> str | None:
     return parts[-1] if len(parts) > 1 and parts[-2] == "snapshots" else None
 
 
-def explain(error: Exception, reference: HubReference) -> NoReturn:
-    """Raise HubError for what the client raised."""
+def explain(error: Exception, reference: HubReference, *, pushing: bool = False) -> NoReturn:
+    """Raise HubError for what the client raised while it fetched from, or pushed to, a repository."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -176,6 +176,8 @@ def explain(error: Exception, reference: HubReference) -> NoReturn:
         raise HubError(f"{reference}: {error}") from error
     if _is_local(error):
         raise _unwritable(error, reference) from error
+    if pushing:
+        raise HubError(f"nothing was pushed to {reference}: {_reason(error)}") from error
     raise HubError(_out_of_reach(error, reference)) from error
 
 

@@ -66,7 +66,8 @@ def parse(source: str | Path) -> Path | HubReference:
             return path
         raise CheckpointError(_no_such_name(text))
     reference = HubReference(found["repository"], found["revision"], found["file"])
-    if not models.in_repository(reference.repository) and _is_local(path):
+    alone = reference.file is None and reference.revision is None
+    if alone and not models.in_repository(reference.repository) and _is_local(path):
         return path
     return _with_model(reference)
 

@@ -103,8 +103,9 @@ def push_folder(folder: str | Path, repository: str, *, private: bool = False, m
         done = api.upload_folder(
             repo_id=repository, folder_path=str(folder), commit_message=message or "Model of voken"
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        explain(error, HubReference(repository))
+    # As in `download.fetch`.
+    except Exception as error:
+        explain(error, HubReference(repository), pushing=True)
     return str(done.commit_url)
 
 
