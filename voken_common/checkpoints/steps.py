@@ -36,7 +36,7 @@ _BEGUN = re.compile(r"\d+\.orbax-checkpoint-tmp.*|\d+(\.pt)?\.dropped\.part")
 ASIDE = "damaged_checkpoints"
 """Where a run that continues puts the damaged steps it passed over."""
 LAYOUT = 1
-LOWER_IS_BETTER = ("l1", "lpips", "loss")
+LOWER_IS_BETTER = ("l1", "lpips", "lpips_alex", "lpips_vgg", "rfid", "loss")
 Weights = Literal["ema", "raw"]
 Step = int | Literal["latest", "best"]
 Framework = Literal["jax", "torch"]

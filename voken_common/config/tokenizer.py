@@ -327,6 +327,12 @@ class ValidationConfig(Section):
     max_images: PositiveInt | None = None
     pictures: NonNegativeInt = 8
     """Images in the reconstruction grid."""
+    metrics: tuple[Literal["rfid", "ssim", "lpips_alex", "lpips_vgg"], ...] = ()
+    """Measured beside PSNR, L1 and usage, on the same images (`max_images`); as `voken evaluate` measures them."""
+    inception: str = "auto"
+    """Weights of FID's Inception: auto (cache, else download) or a file."""
+    lpips: str = "auto"
+    """Weights of LPIPS: auto or a folder."""
 
 
 class CheckpointConfig(Section):
@@ -335,7 +341,9 @@ class CheckpointConfig(Section):
     every: PositiveInt = 5000
     keep_last: PositiveInt = 2
     keep_best: NonNegativeInt = 1
-    best_metric: Literal["psnr", "l1", "lpips", "codebook_usage"] = "psnr"
+    best_metric: Literal[
+        "psnr", "l1", "lpips", "codebook_usage", "codebook_perplexity", "rfid", "ssim", "lpips_alex", "lpips_vgg"
+    ] = "psnr"
     checksums: bool = True
     """Write checksums with every step and verify them on load; false saves the reading of very large files."""
 
@@ -400,6 +408,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
+        asked = self.checkpoint.best_metric
+        if asked in ("rfid", "ssim", "lpips_alex", "lpips_vgg") and asked not in self.validation.metrics:
+            raise ValueError(f"checkpoint.best_metric {asked} is not measured: add it to validation.metrics")
+        if self.validation.metrics and self.data.is_video:
+            raise ValueError("validation.metrics are of images: leave them out, and run voken evaluate on clips")
         expected = ("magvit2", "magvit2_video") if self.quantizer.kind == "lfq" else ("vqgan", "magvit2")
         if self.model.network not in expected:
             raise ValueError(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
+from voken_common.evaluation.validation import MetricTotals
 from voken_common.metrics import Average, bounded_psnr, codebook_perplexity, codebook_usage
 from voken_common.training.collapse import CodeUse
 from voken_common.training.log import RunLog
@@ -35,10 +36,11 @@ class ValidationTotals:
 
     Args:
         pictures: how many images are kept to be shown.
+        extra: of the metrics that `validation.metrics` asks for.
     """
 
-    def __init__(self, pictures: int):
-        self._pictures = pictures
+    def __init__(self, pictures: int, extra: MetricTotals | None = None):
+        self._pictures, self._extra = pictures, extra or MetricTotals((), None)
         self._averages: dict[str, Average] = {}
         self._shown: list[tuple[np.ndarray, np.ndarray]] = []
         self._numbers: list[int] = []
@@ -57,8 +59,9 @@ class ValidationTotals:
         present = batch["mask"] > 0
         if not present.any():
             return
-        originals = batch["video" if "video" in batch else "image"][present]
-        reconstructions = reconstructions[present]
+        originals = batch["video" if "video" in batch else "image"]
+        self._extra.add(originals, reconstructions, present)
+        originals, reconstructions = originals[present], reconstructions[present]
         for name, value in values.items():
             self._averages.setdefault(name, Average()).update(np.asarray(value)[present])
         self._averages.setdefault("psnr", Average()).update(_psnr(originals, reconstructions))
@@ -71,16 +74,18 @@ class ValidationTotals:
         """Take the sums of another process; its pictures are not taken."""
         for name, average in other._averages.items():
             self._averages.setdefault(name, Average()).merge(average)
+        self._extra.merge(other._extra)
 
     def without_pictures(self) -> ValidationTotals:
         """The sums alone, to be sent to other processes."""
-        sums = ValidationTotals(0)
-        sums.merge(self)
+        sums = ValidationTotals(0, self._extra.sums())
+        for name, average in self._averages.items():
+            sums._averages.setdefault(name, Average()).merge(average)
         return sums
 
     def result(self, counts: Int[np.ndarray, " k"]) -> Validation:
         """Means, pictures, and usage and perplexity of the codebook from the counts of its codes."""
-        metrics = {name: average.mean for name, average in self._averages.items()}
+        metrics = {name: average.mean for name, average in self._averages.items()} | self._extra.result()
         metrics["codebook_usage"] = float(codebook_usage(counts))
         metrics["codebook_perplexity"] = float(codebook_perplexity(counts))
         shown = zip(*self._shown, strict=True) if self._shown else ([np.empty((0, 1, 1, 3))],) * 2

@@ -11,7 +11,10 @@ from jax.sharding import Mesh
 
 from voken_common.config.tokenizer import Config
 from voken_common.data.pipeline import ValidationBatches
+from voken_common.evaluation.engine import MetricWeights
+from voken_common.evaluation.validation import MetricTotals
 from voken_common.training.validation import Validation, ValidationTotals
+from voken_jax.evaluation.engine import Engine
 from voken_jax.models.functional import Network, Weights
 from voken_jax.parallel.distributed import gather_objects
 from voken_jax.parallel.sharding import batch_sharding, local_rows, replicated
@@ -30,6 +33,8 @@ class Validator:
     def __init__(self, config: Config, autoencoder: Network, mesh: Mesh, perceptual: Perceptual | None):
         self._config, self._autoencoder, self._mesh = config, autoencoder, mesh
         self._pixels = config.data.pixels
+        settings = config.validation
+        self._engine = Engine(MetricWeights(settings.inception, settings.lpips)) if settings.metrics else None
         self._perceptual = perceptual
         self._frozen = {} if perceptual is None else jax.device_put(perceptual.weights, replicated(mesh))
         rows = batch_sharding(mesh)
@@ -40,7 +45,8 @@ class Validator:
 
         Padding and undecodable images are left out of every mean. The pictures are those of this process.
         """
-        totals = ValidationTotals(self._config.validation.pictures)
+        extra = MetricTotals(self._config.validation.metrics, self._engine)
+        totals = ValidationTotals(self._config.validation.pictures, extra)
         statistics = init_statistics(self._config.quantizer.codebook_size)
         for batch in batches:
             arrays = {k: self._to_devices(batch[k]) for k in (self._pixels, "mask")}

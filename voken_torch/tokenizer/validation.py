@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from voken_common.config.tokenizer import Config
+from voken_common.evaluation.engine import MetricWeights
+from voken_common.evaluation.validation import MetricTotals
 from voken_common.training.validation import Validation, ValidationTotals
 from voken_torch.device.runtime import Runtime
 from voken_torch.device.transfer import one_ahead
+from voken_torch.evaluation.engine import Engine
 from voken_torch.models.autoencoder import Autoencoder
 from voken_torch.models.layers import Policy, plain_attention
 from voken_torch.models.lpips import LPIPS
@@ -33,6 +36,9 @@ class Validator:
 
     def __init__(self, config: Config, state: TrainState, runtime: Runtime, perceptual: LPIPS | None):
         self._config, self._state, self._runtime, self._perceptual = config, state, runtime, perceptual
+        settings = config.validation
+        weights = MetricWeights(settings.inception, settings.lpips)
+        self._engine = Engine(weights, runtime) if settings.metrics else None
         self._policy = Policy(attention=runtime.attention() or plain_attention)
 
     @torch.no_grad()
@@ -42,7 +48,8 @@ class Validator:
         Padding and undecodable images are left out of every mean. The pictures are those of this process.
         """
         network = averaged_autoencoder(self._config, self._state, self._policy)
-        totals = ValidationTotals(self._config.validation.pictures)
+        extra = MetricTotals(self._config.validation.metrics, self._engine)
+        totals = ValidationTotals(self._config.validation.pictures, extra)
         statistics = init_statistics(self._config.quantizer.codebook_size, self._runtime.device)
         for batch, tensors in one_ahead(batches, self._runtime.device):
             reconstructions, ids, values = self._evaluate(network, tensors[self._config.data.pixels].movedim(-1, 1))
