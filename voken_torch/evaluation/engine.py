@@ -67,7 +67,7 @@ class Engine:
     def _lpips(self, net: Net) -> LPIPS:
         with torch.random.fork_rng(devices=[]):
             network = LPIPS(net).eval()
-        arrays = {key: torch.as_tensor(array) for key, array in lpips_weights(net, self.weights.lpips).items()}
+        arrays = {key: torch.tensor(array) for key, array in lpips_weights(net, self.weights.lpips).items()}
         names.require_same_shapes(arrays, network.state_dict(), f"LPIPS {net}")
         network.load_state_dict(arrays, strict=True)
         return network.to(self._runtime.device)
