@@ -17,6 +17,8 @@ from voken_common.data.tokens.format import fingerprint, fingerprint_of
 from voken_common.published import models
 from voken_jax.conversion import torch_bridge
 
+# Every test loads frameworks in processes of their own.
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 FEW = ("imagenet_lfqgan_128_L", "imagenet_lfqgan_128_B", "imagenet_ibqgan_1024", "open_magvit2_generator_B")
 
@@ -106,7 +108,7 @@ def test_every_name_loads_in_torch_without_jax(hub, tmp_path):
         check(hub, name, found)
 
 
-@pytest.mark.parametrize("names", [FEW, pytest.param(names_of(tiny_published.MODELS), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("names", [FEW, names_of(tiny_published.MODELS)])
 def test_names_load_in_jax(hub, tmp_path, names):
     for name, found in load(hub, "jax", names, tmp_path).items():
         check(hub, name, found)
