@@ -40,6 +40,7 @@ def tolerance(precision):
 features = jax.jit(inception_features, static_argnames="resize")
 
 
+@pytest.mark.slow
 @kinds("inception_fid")
 def test_inception(case, precision):
     check_shapes(INCEPTION, case.config["shapes"])
@@ -68,6 +69,7 @@ def test_i3d(case, precision):
     assert_close(logits, case.arrays["out/logits"], "logits", tolerance(precision))
 
 
+@pytest.mark.slow
 @kinds("generation_metrics")
 def test_features_of_samples(case, precision):
     weights = weights_of(INCEPTION, case.seed, precision)
