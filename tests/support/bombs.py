@@ -208,6 +208,16 @@ BOMBS = {
     "digits": (pickle_of(b"I" + b"9" * 4_000_000 + b"\n"), read_torch),
     "a string of 2^60 bytes": (pickle_of(b"\x8d" + struct.pack("<Q", 2**60)), read_torch),
     "names without number": (pickle_of(b"".join(b"ca\nn%d\n0" % n for n in range(200_000)) + b"N"), read_torch),
+    "sets copied": (
+        pickle_of(
+            b"]("
+            + b"".join(b"J" + struct.pack("<i", n) for n in range(100_000))
+            + b"eq\0c__builtin__\nset\nq\1]("
+            + b"h\1h\0\x85R" * 3000
+            + b"e"
+        ),
+        read_torch,
+    ),
     "a deflated member": (inflated, read_torch),
     "a tensor that repeats": (
         pickle_of(tensor((2**40,), (0,))),

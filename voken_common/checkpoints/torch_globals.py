@@ -17,6 +17,9 @@ import numpy as np
 from voken_common.checkpoints import numpy_globals
 from voken_common.errors import CheckpointError, RefusedError
 
+MOST_COPIED = 1_000_000
+"""Items, and characters, that all calls of one constructor take from a file."""
+
 
 @dataclass(frozen=True)
 class DTypeRef:
@@ -84,13 +87,18 @@ class Inert:
 class _Constructor:
     """A callable that a pickle can call but not change: BUILD on it is refused, it has no attributes to set."""
 
-    __slots__ = ("_call", "_name")
+    __slots__ = ("_call", "_left", "_name")
 
     def __init__(self, name: str, call: Callable[..., Any]) -> None:
         self._name = name
         self._call = call
+        self._left = MOST_COPIED
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # One list may be handed over a million times, and each time be copied into a new container.
+        self._left -= sum(len(value) for value in args if hasattr(value, "__len__"))
+        if self._left < 0:
+            raise CheckpointError(f"hands more than {MOST_COPIED} items to {self._name}: damaged, or made to do harm")
         return self._call(*args, **kwargs)
 
     def __setstate__(self, state: object) -> NoReturn:

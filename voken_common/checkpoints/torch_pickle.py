@@ -101,11 +101,15 @@ def require_bounded(path: str | Path) -> None:
     """Raise CheckpointError unless a file's pickles are cheap to read, whoever reads them: see the top of this file."""
     with _opened(path) as file:
         if _is_zip(file):
-            _zip_pickle(file)[3].close()
-        else:
-            position, mapped = 0, _mapped(file)
-            for _ in range(_LEGACY_PICKLES):
-                position = pickle_end(mapped, position)
+            data, _, _, archive = _zip_pickle(file)
+            archive.close()
+            _Unpickler(io.BytesIO(data), "inert").load()
+            return
+        position, mapped = 0, _mapped(file)
+        for _ in range(_LEGACY_PICKLES):
+            end = pickle_end(mapped, position)
+            _Unpickler(io.BytesIO(mapped[position:end]), "inert").load()
+            position = end
 
 
 @contextlib.contextmanager

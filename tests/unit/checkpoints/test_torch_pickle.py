@@ -152,7 +152,7 @@ def test_foreign_objects_stay_inert(tmp_path):
     settings.note = "x"
     numbers = {"scalar": np.float64(2.0), "settings": settings, "path": Path("a/b"), "state_dict": {"w": torch.ones(1)}}
     path = save(numbers, tmp_path / "x.pt", True)
-    with pytest.raises(CheckpointError, match="refused: it names numpy"):
+    with pytest.raises(CheckpointError, match="refused: it names .*Settings"):
         torch_pickle.load_state_dict(path)
     read = torch_pickle.load(path, unknown="inert")
     assert read["settings"].items == [("lr", 1.0)]
