@@ -17,8 +17,8 @@ FORMATS = {"stablehlo": ".stablehlo", "torch-export": ".pt2", "onnx": ".onnx", "
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A model, a format, and a folder."""
     parser.add_argument("model", metavar="MODEL", help="a published model, a file or a work directory")
-    parser.add_argument("--format", choices=tuple(FORMATS), required=True)
-    parser.add_argument("--part", choices=("encoder", "decoder", "both"), default="both")
+    parser.add_argument("--format", choices=tuple(FORMATS), required=True, help="of the files")
+    parser.add_argument("--part", choices=("encoder", "decoder", "both"), default="both", help="of the model")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write the files to")
     parser.add_argument(
         "--image",
