@@ -1,9 +1,9 @@
-"""Turn images into tokens.
+"""Turn images, or the windows of videos, into tokens.
 
 Writes token shards, which generators are trained on. The command may be killed at any time; the same command goes on,
 and the shards are those of an undisturbed run. In JAX all devices are used. Several processes share the work: start
 each with --process-index I --process-count P, or in PyTorch by torchrun --nproc-per-node N -m voken_torch.encode.
---decode DIR turns shards back into images. docs/tokens.md says more.
+--decode DIR turns shards back into PNG files, or of videos into MP4. docs/tokens.md says more.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         metavar="FOLDER_OR_FILE",
-        help="a folder of images, a list of files, or YAML with a data section. A checkpoint says how its images are "
-        "prepared, never where any lie; only the photographs of scikit-image need no --data",
+        help="a folder of images or videos, a list of images, or YAML with a data section. A checkpoint says how its "
+        "images are prepared, never where any lie; only the photographs of scikit-image need no --data",
     )
     parser.add_argument("--split", choices=("train", "validation"), default="train", help="which source of it")
     add_overrides(parser, "data.KEY=VALUE", "change a setting of the data")
@@ -119,10 +119,14 @@ def _decode(options: argparse.Namespace, load: Load) -> None:
             f"--checkpoint is missing: {options.decode} says that its tokens are of tokenizer {made_by.name}, from "
             f"{made_by.reference}; what a folder says is not followed, so name the checkpoint yourself"
         )
-    count = decode_dataset(
-        _load(options, load), source, options.output, batch_size=options.batch_size, max_images=options.max_images
-    )
-    print(f"{count} pictures in {options.output}")
+    tokenizer = _load(options, load)
+    settings = {"batch_size": options.batch_size, "max_images": options.max_images}
+    if tokenizer.config.model.is_video:
+        from voken_common.data.tokens.decode_videos import decode_videos
+
+        print(f"{decode_videos(tokenizer, source, options.output, **settings)} videos in {options.output}")
+        return
+    print(f"{decode_dataset(tokenizer, source, options.output, **settings)} pictures in {options.output}")
 
 
 def _load(options: argparse.Namespace, load: Load) -> Any:

@@ -54,7 +54,7 @@ class ClipLoader(SampleLoader):
           ReadError: it could not be read for longer than allowed.
         """
         path = self.videos.key(index)
-        length = self._patiently(index, lambda: self._reader.frames(path))
+        length = self._length(index)
         if length < self.span and self.videos.config.short == "refuse":
             raise ImageDecodeError(
                 f"{path}: found {length} frames, a clip needs {self.span}; `short: repeat` starts such videos again "
@@ -73,6 +73,32 @@ class ClipLoader(SampleLoader):
         self._check_frames(path, list(frames.values()))
         resized = {number: self._resize(frame) for number, frame in frames.items()}
         return [resized[number % length] for number in numbers]
+
+    def windows(self, index: int) -> int:
+        """Consecutive windows of a video, the last of which may be short; 1 where it cannot be read."""
+        try:
+            return -(-self._length(index) // (self._frames * self._stride))
+        except ImageDecodeError:
+            return 1
+
+    def window(self, index: int, number: int) -> tuple[list[UInt8[np.ndarray, "h w 3"]], tuple[float, ...]]:
+        """The resized frames of a window, at most as many as a clip has, and their times in seconds.
+
+        Raises:
+          ImageDecodeError: the video is gone or damaged.
+          ReadError: it could not be read for longer than allowed.
+        """
+        path = self.videos.key(index)
+        first = number * self._frames * self._stride
+        last = min(first + self._frames * self._stride, self._length(index))
+        numbers = list(range(first, last, self._stride))
+        decoded = self._patiently(index, lambda: self._reader.read(path, numbers))
+        self._check_frames(path, decoded)
+        return [self._resize(frame) for frame in decoded], tuple(self._reader.times(path, numbers))
+
+    def _length(self, index: int) -> int:
+        path = self.videos.key(index)
+        return self._patiently(index, lambda: self._reader.frames(path))
 
     def _check_frames(self, path: str, frames: list[UInt8[np.ndarray, "h w 3"]]) -> None:
         shapes = {frame.shape for frame in frames}

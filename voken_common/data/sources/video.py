@@ -1,7 +1,8 @@
 """Folders of videos, and single clips out of them by frame number, through PyAV.
 
-Which frames a video has is read off its packets, not its header, which may lie or say nothing; a frame is found by its
-time stamp after a seek to the key frame before it. Where that does not work out, the video is decoded from its start.
+Which frames a video has is read off its packets, not its header, which may
+lie or say nothing; a frame is found by its time stamp after a seek to the key frame before it. Where that does not work
+out, the video is decoded from its start.
 
 Shape letters: t = frames of a clip, h w = height and width.
 """
@@ -91,6 +92,25 @@ class ClipReader:
             return _by_number(path, numbers, self._upright)
         except Exception as error:
             raise video_damage(path, error) from error
+
+    def times(self, path: str, numbers: list[int]) -> list[float]:
+        """Seconds from the first frame of a video to each of these frames.
+
+        Raises:
+          OSError: the file cannot be read.
+          ImageDecodeError: it is no video, or a damaged one.
+        """
+        known = self._timeline(path)
+        try:
+            container, stream = open_video(path)
+            with container:
+                rate = float(stream.average_rate or stream.guessed_rate or 25)
+                base = float(stream.time_base or 0)
+        except Exception as error:
+            raise video_damage(path, error) from error
+        if isinstance(known, int) or not base:
+            return [round(number / rate, 6) for number in numbers]
+        return [round((known[number] - known[0]) * base, 6) for number in numbers]
 
     def _timeline(self, path: str) -> list[int] | int:
         """Time stamps of the frames in the order in which they are shown, or only their number if they have none."""

@@ -45,12 +45,7 @@ def decode_dataset(
         DataError: the shards are of another tokenizer, or damaged.
     """
     info = source.info
-    if (found := tokenizer.fingerprint()) != info.tokenizer.fingerprint:
-        raise DataError(
-            f"{source.path} holds tokens of tokenizer {info.tokenizer.fingerprint[:12]} ({info.tokenizer.name}, "
-            f"{info.tokenizer.reference}), found {found[:12]} ({tokenizer.config.name}): name its own checkpoint, and "
-            "the set of weights, with --checkpoint and --weights"
-        )
+    require_tokenizer(tokenizer, source)
     count = len(source) if max_images is None else min(max_images, len(source))
     names = SafeNames()
     with tqdm(total=count, unit="image", disable=not show, mininterval=0.5 if sys.stderr.isatty() else 15.0) as bar:
@@ -66,3 +61,14 @@ def decode_dataset(
                 save_png(Path(output) / name, image, below=output)
             bar.update(len(samples))
     return count
+
+
+def require_tokenizer(tokenizer: EncodingTokenizer, source: TokenShardSource) -> None:
+    """Raise DataError unless shards are of this tokenizer."""
+    info = source.info
+    if (found := tokenizer.fingerprint()) != info.tokenizer.fingerprint:
+        raise DataError(
+            f"{source.path} holds tokens of tokenizer {info.tokenizer.fingerprint[:12]} ({info.tokenizer.name}, "
+            f"{info.tokenizer.reference}), found {found[:12]} ({tokenizer.config.name}): name its own checkpoint, and "
+            "the set of weights, with --checkpoint and --weights"
+        )

@@ -1,7 +1,8 @@
 """Encoding a data set: images through a tokenizer into token shards, the same in both frameworks.
 
-Sample i of the source's order is crop i % crops of image i // crops. Shards are written one after the other and batches
-never reach over the end of one, so a shard's bytes depend on neither interruptions nor the number of processes.
+What a sample is says `voken_common.data.tokens.views`: a view of an image, or a window of a video. Shards are written
+one after the other and batches never reach over the end of one, so a shard's bytes depend on neither interruptions nor
+the number of processes.
 
 Shape letters: B batch, s side of the images, h w tokens along the sides.
 """
@@ -9,27 +10,27 @@ Shape letters: B batch, s side of the images, h w tokens along the sides.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from voken_common.config.data import DataConfig
 from voken_common.config.tokenizer import Config, LFQConfig
 from voken_common.data import transforms
 from voken_common.data.bad_images import BadImage, BadImageLimit, BadImageLog
-from voken_common.data.errors import DataError, ImageDecodeError
-from voken_common.data.images import SampleLoader
+from voken_common.data.errors import DataError
 from voken_common.data.sources.base import ImageSource
 from voken_common.data.sources.build import build_source
-from voken_common.data.sources.folder import FileSource
 from voken_common.data.tokens import folder as token_folder
 from voken_common.data.tokens.format import Record, TokenInfo, TokenizerInfo, as_text, split_ids
 from voken_common.data.tokens.shards import TokenShardWriter
+from voken_common.data.tokens.views import ImageViews, VideoViews, Views
 
 _WAYS = ("image_size", "resize", "flip", "exif_rotate", "reduced_jpeg_decode")
 """Settings of `data` that decide what the tokens are of; the others only decide how fast."""
@@ -102,45 +103,77 @@ def encode_dataset(
         ValueError: an image size or sub-tokens that the tokenizer does not have.
     """
     encoding = encoding or Encoding()
-    if data.is_video:
-        raise DataError("the source gives videos, and tokens are made of images: name a source of images")
+    if data.is_video != tokenizer.config.model.is_video:
+        given, wanted = ("videos", "images") if data.is_video else ("images", "videos")
+        raise DataError(f"the source gives {given}, and {tokenizer.config.name} makes tokens of {wanted}")
     source = build_source(data.train)
-    info = describe(tokenizer, data, source, encoding)
+    check_size(tokenizer, data)
+    views = views_of(tokenizer, data, source, encoding)
+    info = describe(tokenizer, data, source, encoding, views)
     token_folder.start(output, info)
     log = BadImageLog(BadImageLimit(len(source), data.max_bad_fraction), consequence="left out")
     finished = {n: shard for n in range(info.shards) if (shard := token_folder.read_shard(Path(output), n))}
-    log.record(BadImage(sample // encoding.crops, why) for shard in finished.values() for sample, why in shard.bad)
+    log.record(BadImage(views.index(sample), why) for shard in finished.values() for sample, why in shard.bad)
     own = range(encoding.process_index, info.shards, encoding.process_count)
     todo = [number for number in own if number not in finished]
     total = sum(len(token_folder.samples_of(number, info)) for number in own)
     left = sum(len(token_folder.samples_of(number, info)) for number in todo)
-    with _progress(total, total - left, encoding) as bar:
-        batches = _batches(_Views(source, data, encoding), todo, info, encoding)
+    with _progress(total, total - left, encoding, "window" if data.is_video else "image") as bar:
+        batches = _batches(views, todo, info, encoding, data.workers)
         try:
             for number in todo:
-                _write_shard(tokenizer, batches, number, info, Path(output), encoding, log, bar)
+                _write_shard(tokenizer, batches, number, info, Path(output), encoding, log, bar, views)
         finally:
             batches.close()
-    _check_all(Path(output), info, source, data, encoding)
+    _check_all(Path(output), info, source, data, views)
     return token_folder.finish(output, info)
 
 
-def describe(tokenizer: EncodingTokenizer, data: DataConfig, source: ImageSource, encoding: Encoding) -> TokenInfo:
-    """What the data set will say about itself.
+def views_of(
+    tokenizer: EncodingTokenizer, data: DataConfig, source: ImageSource, encoding: Encoding
+) -> ImageViews | VideoViews:
+    """The samples of a data set.
 
     Raises:
-        ValueError: as `encode_dataset`.
+        ValueError: several crops of videos, which have windows instead.
     """
+    if not data.is_video:
+        return ImageViews(
+            source,
+            data,
+            tokenizer.downsampling,
+            crops=encoding.crops,
+            seed=encoding.seed,
+            batch_size=encoding.batch_size,
+        )
+    if encoding.crops > 1:
+        raise ValueError(f"crops {encoding.crops}: videos are cut into windows, one view of each; leave it out")
+    time = tokenizer.config.model.time_downsampling
+    return VideoViews(source, data, tokenizer.downsampling, time, batch_size=encoding.batch_size)
+
+
+def check_size(tokenizer: EncodingTokenizer, data: DataConfig) -> None:
+    """Raise ValueError unless the image size is whole tokens."""
     config, size = tokenizer.config, data.image_size
     if size % tokenizer.downsampling:
         raise ValueError(
             f"the image size {size} is no multiple of {tokenizer.downsampling}, the pixels per token of {config.name}: "
             f"choose {size // tokenizer.downsampling * tokenizer.downsampling or tokenizer.downsampling}"
         )
-    side = size // tokenizer.downsampling
+
+
+def describe(
+    tokenizer: EncodingTokenizer, data: DataConfig, source: ImageSource, encoding: Encoding, views: Views
+) -> TokenInfo:
+    """What the data set will say about itself.
+
+    Raises:
+        ValueError: as `encode_dataset`.
+    """
+    config = tokenizer.config
     ways = {key: getattr(data, key) for key in _WAYS} | {"crops": encoding.crops, "seed": encoding.seed}
     return TokenInfo(
-        grid=(side, side),
+        grid=views.grid,
         vocabularies=vocabularies(config, encoding.sub_tokens),
         tokenizer=TokenizerInfo(
             name=config.name,
@@ -150,7 +183,7 @@ def describe(tokenizer: EncodingTokenizer, data: DataConfig, source: ImageSource
         ),
         source=as_text(data.train.model_dump(mode="json") | ways),
         class_names=source.classes,
-        samples=len(source) * encoding.crops,
+        samples=views.count,
         samples_per_shard=encoding.samples_per_shard,
     )
 
@@ -179,41 +212,8 @@ def vocabularies(config: Config, sub_tokens: tuple[int, int] | None) -> tuple[in
     return 2 ** bits[0], 2 ** bits[1]
 
 
-class _Views:
-    """Number of a sample to what the network sees of it; travels to worker processes."""
-
-    def __init__(self, source: ImageSource, data: DataConfig, encoding: Encoding):
-        self._source, self._data = source, data
-        self._crops, self._seed = encoding.crops, encoding.seed
-        self._batch_size = encoding.batch_size
-        self._loader = SampleLoader(source, data)
-
-    def batch(self, samples: range) -> dict[str, Any]:
-        """Images as bytes (B, s, s, 3), grey where there is none, and a record without ids or a reason per sample."""
-        size = self._data.image_size
-        images = np.full((self._batch_size, size, size, 3), 128, np.uint8)
-        rows: list[tuple[str, int, int] | str] = []
-        for place, sample in enumerate(samples):
-            index, crop = divmod(sample, self._crops)
-            try:
-                image, label = self._loader.resized(index)
-            except ImageDecodeError as error:
-                rows.append(str(error))
-                continue
-            images[place] = self._view(index, crop, image)
-            rows.append((_key(self._source, index), label, crop))
-        return {"image": images, "rows": rows}
-
-    def _view(self, index: int, crop: int, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "s s 3"]:
-        if crop == 0:
-            return self._loader.fixed_view(index, image)
-        generator = np.random.default_rng([self._seed, index, crop])
-        image = transforms.random_crop(image, self._data.image_size, generator)
-        return transforms.random_flip(image, generator) if self._data.flip else image
-
-
 def _batches(
-    views: _Views, todo: list[int], info: TokenInfo, encoding: Encoding
+    views: Views, todo: list[int], info: TokenInfo, encoding: Encoding, workers: int
 ) -> Generator[dict[str, Any], None, None]:
     """The batches of these shards, prepared ahead; to be closed.
 
@@ -224,9 +224,8 @@ def _batches(
     from voken_common.data.order import grain, next_batch, prefetched
 
     ranges = [samples for number in todo for samples in _split(token_folder.samples_of(number, info), encoding)]
-    size, workers = views._data.image_size, views._data.workers
     batches = grain.MapDataset.source(ranges).map(views.batch)
-    iterator = iter(prefetched(batches, workers, encoding.batch_size * size * size * 3))
+    iterator = iter(prefetched(batches, workers, encoding.batch_size * math.prod(views.shape)))
     try:
         for _ in ranges:
             yield next_batch(iterator)
@@ -248,45 +247,36 @@ def _write_shard(
     encoding: Encoding,
     log: BadImageLog,
     bar: tqdm[Any],
+    views: Views,
 ) -> None:
     with TokenShardWriter(output, number, info) as writer:
         for samples in _split(token_folder.samples_of(number, info), encoding):
             batch = next(batches)
-            ids = tokenizer.encode(transforms.to_float(batch["image"]))
+            ids = tokenizer.encode(transforms.to_float(batch["pixels"]))
             tokens = split_ids(ids, info.vocabularies, info.tokenizer.bit_order).reshape(
                 len(ids), info.tokens, len(info.vocabularies)
             )
             for place, (sample, row) in enumerate(zip(samples, batch["rows"], strict=True)):
                 if isinstance(row, str):
-                    log.record([BadImage(sample // encoding.crops, row)])
+                    log.record([BadImage(views.index(sample), row)])
                     writer.leave_out(sample, row)
                 else:
-                    key, label, crop = row
-                    writer.add(Record(tokens[place], label, key, crop))
+                    writer.add(Record(tokens[place], row.label, row.key, row.crop), row.times)
             bar.update(len(samples))
 
 
-def _check_all(output: Path, info: TokenInfo, source: ImageSource, data: DataConfig, encoding: Encoding) -> None:
+def _check_all(output: Path, info: TokenInfo, source: ImageSource, data: DataConfig, views: Views) -> None:
     """Every process counts its own bad images; together they may be too many."""
     shards = [token_folder.read_shard(output, number) for number in range(info.shards)]
-    bad = {sample // encoding.crops: why for shard in shards if shard is not None for sample, why in shard.bad}
+    bad = {views.index(sample): why for shard in shards if shard is not None for sample, why in shard.bad}
     BadImageLimit(len(source), data.max_bad_fraction).check(BadImage(index, why) for index, why in bad.items())
 
 
-def _key(source: ImageSource, index: int) -> str:
-    """What a record calls its image: the path below the source's folder, which the shards outlive."""
-    key = source.key(index)
-    if isinstance(source, FileSource):
-        path = Path(key)
-        return path.relative_to(source.root).as_posix() if path.is_relative_to(source.root) else key
-    return key
-
-
-def _progress(total: int, done: int, encoding: Encoding) -> tqdm[Any]:
+def _progress(total: int, done: int, encoding: Encoding, unit: str) -> tqdm[Any]:
     return tqdm(
         total=total,
         initial=done,
-        unit="image",
+        unit=unit,
         desc=f"process {encoding.process_index}" if encoding.process_count > 1 else None,
         disable=not encoding.show,
         dynamic_ncols=True,

@@ -78,6 +78,11 @@ class ShardInfo(_Section):
     """Of the tokenizer."""
     bad: tuple[tuple[int, str], ...] = ()
     """Samples that could not be decoded: number of the sample in the source's order, and the reason."""
+    clips: tuple[tuple[float, ...], ...] = ()
+    """Of windows of videos, for each record: the times of its frames in seconds after the first frame of the video.
+
+    Where they are fewer than a window has, the rest of the window repeats the last frame.
+    """
 
 
 class TokenInfo(_Section):
@@ -85,8 +90,8 @@ class TokenInfo(_Section):
 
     format: Literal["voken tokens"] = "voken tokens"
     layout: Literal[1] = 1
-    grid: tuple[Side, Side]
-    """Rows and columns of tokens."""
+    grid: tuple[Side, ...] = Field(min_length=2, max_length=3)
+    """Rows and columns of tokens; of videos latent frames before them."""
     vocabularies: tuple[Codes, ...] = Field(min_length=1, max_length=2)
     """Codes per sub-token, in the order in which a generator predicts them."""
     tokenizer: TokenizerInfo
@@ -121,7 +126,7 @@ class TokenInfo(_Section):
     @property
     def tokens(self) -> int:
         """T."""
-        return self.grid[0] * self.grid[1]
+        return math.prod(self.grid)
 
     @property
     def shards(self) -> int:

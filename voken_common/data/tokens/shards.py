@@ -29,6 +29,7 @@ from voken_common.data.storage.retry import Patience, reason
 from voken_common.data.tokens.folder import (
     finish,
     read_info,
+    read_shard,
     require_complete,
     require_shard,
     samples_of,
@@ -56,6 +57,7 @@ class TokenShardWriter:
         self._info = info
         self._records, self._largest_label = 0, -1
         self._bad: list[tuple[int, str]] = []
+        self._clips: list[tuple[float, ...]] = []
 
     def __enter__(self) -> TokenShardWriter:
         self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -66,10 +68,12 @@ class TokenShardWriter:
         self._writer = array_record_module().ArrayRecordWriter(str(self._partial), _WRITER_OPTIONS)
         return self
 
-    def add(self, record: Record) -> None:
-        """Append a sample."""
+    def add(self, record: Record, times: tuple[float, ...] | None = None) -> None:
+        """Append a sample; of a window of a video with the times of its frames in seconds."""
         self._writer.write(encode_record(record, self._info.vocabularies))
         self._records += 1
+        if times is not None:
+            self._clips.append(times)
         self._largest_label = max(self._largest_label, record.label)
 
     def leave_out(self, sample: int, reason: str) -> None:
@@ -104,6 +108,7 @@ class TokenShardWriter:
             largest_label=self._largest_label,
             fingerprint=self._info.tokenizer.fingerprint,
             bad=tuple(self._bad),
+            clips=tuple(self._clips),
         )
         write_json(self._summary, summary)
 
@@ -127,6 +132,7 @@ class TokenShardSource:
         self.classes = self.info.class_names
         self._numbers: Int32[np.ndarray, " k"] | None = None
         self._ends = np.cumsum(self.info.sizes)
+        self._shard: tuple[int, ShardInfo] | None = None
         for number, records in enumerate(self.info.sizes):
             require_shard(self.path, number, records, self.info)
         self._open()
@@ -138,6 +144,19 @@ class TokenShardSource:
         """Tokens int32 (T, S), label, key and number of the crop."""
         record = self._numbered(index)
         return {"tokens": record.tokens, "label": record.label, "key": record.key, "crop": record.crop}
+
+    def times(self, index: int) -> tuple[float, ...]:
+        """Of a window of a video: the times of its frames in seconds.
+
+        Raises:
+            DataError: the samples are no windows of videos.
+        """
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        shard = read_shard(self.path, number) if self._shard is None or self._shard[0] != number else self._shard[1]
+        if shard is None or len(shard.clips) != shard.records:
+            raise DataError(f"{self.path} holds tokens of images, not of videos")
+        self._shard = (number, shard)
+        return shard.clips[index - (int(self._ends[number - 1]) if number else 0)]
 
     def batch(self, indices: Sequence[int] | Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
         """Tokens int32 (B, T, S) and labels int32 (B,) of several samples."""

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from voken_common.data.errors import ImageDecodeError
-from voken_common.data.sources.video import open_video, video_damage
+from voken_common.data.sources.video import open_video, pixels_of, video_damage
 
 _USUAL_RATE = Fraction(25)
 
@@ -98,7 +98,7 @@ class VideoStream:
             while True:
                 try:
                     frame = next(frames)
-                    pixels = _upright(frame, self.info.rotation)
+                    pixels = pixels_of(frame, upright=True)
                 except StopIteration:
                     return
                 except Exception as error:
@@ -113,7 +113,3 @@ class VideoStream:
                 last = time
                 count += 1
                 yield Frame(pixels, time)
-
-
-def _upright(frame: Any, rotation: int) -> UInt8[np.ndarray, "h w 3"]:
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), rotation // 90))
