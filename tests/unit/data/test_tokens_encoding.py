@@ -219,7 +219,7 @@ def test_settings_that_cannot_be_used(images, tmp_path):
     with pytest.raises(ValueError, match=r"image size 7 is no multiple of 2, the pixels per token of tiny: choose 6"):
         encode(images, tmp_path, changes={"image_size": 7})
     videos = data(images).model_dump(mode="json") | {"train": {"kind": "video_folder", "path": str(images)}}
-    with pytest.raises(DataError, match="the source gives videos, and tokens are made of images"):
+    with pytest.raises(DataError, match="the source gives videos, and tiny makes tokens of images"):
         encode_dataset(Corners(), DataConfig.model_validate_json(json.dumps(videos)), tmp_path, Encoding(show=False))
     with pytest.raises(ValueError, match=r"sub-tokens of 6 and 12 bits do not make the 8 bits"):
         encode(images, tmp_path, sub_tokens=(6, 12))

@@ -9,44 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.tiny_video import picture, write_video
 from voken_common.data.errors import ImageDecodeError
 from voken_common.data.video.reading import VideoStream
 from voken_common.data.video.windows import CrossFade, Cutting, WindowCoder, padded_length, starts, windows_of
 from voken_common.data.video.writing import VideoWriter
-
-
-def picture(number, height=48, width=64):
-    """Smooth colours, so that H.264 keeps them; the blue tells the number of the frame."""
-    frame = np.zeros((height, width, 3), np.uint8)
-    frame[:, :, 0] = np.linspace(40, 220, width)
-    frame[:, :, 1] = np.linspace(40, 220, height)[:, None]
-    frame[:, :, 2] = (20 + 9 * number) % 256
-    return frame
-
-
-def write(path, count, sides=(48, 64), rate=10, times=None, sound=False, codec="libx264", pixels="yuv420p"):
-    """A file as other programs make them."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
-        stream.width, stream.height, stream.pix_fmt = sides[1], sides[0], pixels
-        stream.options = {"crf": "8"}
-        if times:
-            stream.codec_context.time_base = Fraction(1, 1000)
-        audio = container.add_stream("aac", rate=16000) if sound else None
-        for number in range(count):
-            frame = av.VideoFrame.from_ndarray(picture(number, *sides), format="rgb24").reformat(format=pixels)
-            if times:
-                frame.pts, frame.time_base = times[number], Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-        for number in range(8 if audio else 0):
-            noise = np.random.default_rng(number).uniform(-0.1, 0.1, (1, 1024)).astype(np.float32)
-            packet = av.AudioFrame.from_ndarray(noise, format="fltp", layout="mono")
-            packet.sample_rate, packet.pts = 16000, 1024 * number
-            container.mux(audio.encode(packet))
-        if audio:
-            container.mux(audio.encode())
-    return path
 
 
 def copied(source, target, **settings):
@@ -114,7 +81,7 @@ def test_a_window_of_published_length_is_seen_whole():
 def test_frames_times_and_size_survive(tmp_path, sides):
     times = [int(i**1.7 * 20) for i in range(24)]
     pixels = "yuv444p" if sides[0] % 2 else "yuv420p"
-    source = write(tmp_path / "vfr.mp4", 24, sides, times=times, pixels=pixels)
+    source = write_video(tmp_path / "vfr.mp4", 24, sides, times=times, pixels=pixels)
     copied(source, tmp_path / "out" / "copy.mp4")
     before, after = (list(VideoStream(path)) for path in (source, tmp_path / "out" / "copy.mp4"))
     assert [round(1000 * frame.time) for frame in after] == [time - times[0] for time in times]
@@ -125,7 +92,7 @@ def test_frames_times_and_size_survive(tmp_path, sides):
 
 
 def test_sound_is_copied_packet_by_packet(tmp_path):
-    source = write(tmp_path / "talk.mp4", 12, sound=True)
+    source = write_video(tmp_path / "talk.mp4", 12, sound=True)
     writer = copied(source, tmp_path / "copy.mp4")
     assert not writer.without_sound
     packets = []
@@ -175,7 +142,7 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path):
 
 
 def test_the_good_part_of_a_damaged_video_is_read_and_the_damage_told(tmp_path):
-    source = write(tmp_path / "whole.mkv", 40, codec="mpeg4")
+    source = write_video(tmp_path / "whole.mkv", 40, codec="mpeg4")
     data = source.read_bytes()
     (tmp_path / "cut.mkv").write_bytes(data[: len(data) * 2 // 3])
     stream = VideoStream(tmp_path / "cut.mkv")
