@@ -112,7 +112,10 @@ class VideoFolderConfig(DataSection):
     frames: Side = 17
     """Frames per clip."""
     stride: Side = 1
-    """Every how manieth frame of the video."""
+    """Take every `stride`-th frame."""
+    fps: PositiveFloat | None = None
+    """Frames per second at which a video is looked at, before `stride`: the frame that is shown at each of these times,
+    twice where the video is slower. None: the video's own frames. Needs time stamps, or a constant rate."""
     short: Literal["refuse", "repeat"] = "refuse"
     """A video with fewer frames than a clip needs counts as bad, or starts again from its first frame."""
     upright: bool = True

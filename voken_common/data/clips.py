@@ -30,7 +30,7 @@ class ClipLoader(SampleLoader):
         assert isinstance(source, VideoFolder)
         self.videos = source
         self._frames, self._stride = source.config.frames, source.config.stride
-        self._reader = ClipReader(source.config.upright)
+        self._reader = ClipReader(source.config.upright, source.config.fps)
 
     @property
     def bytes_per_sample(self) -> int:

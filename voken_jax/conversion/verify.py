@@ -1,6 +1,6 @@
 """`--verify`: do two checkpoints encode and decode alike, in both frameworks?
 
-Shape legend: B images, H/W pixels, h/w tokens, D code dimension.
+Shape legend: B images or clips, S pixels (H W, or T H W), s tokens, D code dimension.
 """
 
 from __future__ import annotations
@@ -61,13 +61,14 @@ class Comparison:
 
 
 def compare(config: Config, source: Arrays, target: Arrays) -> list[Comparison]:
-    """Encode and decode seeded images with both sets of weights (torch names), in JAX and, if installed, in PyTorch.
+    """Encode and decode seeded images or clips with both sets of weights (torch names), in JAX and, if there, PyTorch.
 
     Everything is computed in the precision of the parameters, since lower ones hide what is compared.
     """
     config = with_overrides(config, [f"precision.compute_dtype={config.precision.param_dtype}"])
     side = TOKENS_PER_SIDE * config.model.downsampling
-    shape = (IMAGES, side, side, config.model.image_channels)
+    frames = (2 * config.model.time_downsampling + 1,) if config.model.is_video else ()
+    shape = (IMAGES, *frames, side, side, config.model.image_channels)
     images = np.random.default_rng(SEED).uniform(-1, 1, shape).astype(config.precision.param_dtype)
     with jax.enable_x64(config.precision.param_dtype == "float64"):
         programs = _Programs(config)
@@ -107,21 +108,21 @@ class _Programs:
     def codebook(self, weights: Weights) -> Float[Array, "K D"] | None:
         return self._network.bind(weights).codebook
 
-    def _encode(self, weights: Weights, images: Array) -> tuple[Float[Array, "B h w D"], Int[Array, "B h w"]]:
+    def _encode(self, weights: Weights, images: Array) -> tuple[Float[Array, "B *s D"], Int[Array, "B *s"]]:
         model = self._network.bind(weights)
         latents = model.encode(images)
         return latents, encode_indices(self._config.quantizer, latents, model.codebook)
 
-    def _decode(self, weights: Weights, ids: Int[Array, "B h w"]) -> Float[Array, "B H W 3"]:
+    def _decode(self, weights: Weights, ids: Int[Array, "B *s"]) -> Float[Array, "B *S 3"]:
         model = self._network.bind(weights)
         return jnp.clip(model.decode(lookup(self._config.quantizer, ids, model.codebook)), -1.0, 1.0)
 
 
 def _near_ties(
     quantizer: QuantizerConfig,
-    latents: Float[Array, "B h w D"],
-    ids: Int[Array, "B h w"],
-    others: Int[Array, "B h w"],
+    latents: Float[Array, "B *s D"],
+    ids: Int[Array, "B *s"],
+    others: Int[Array, "B *s"],
     codebook: Float[Array, "K D"] | None,
 ) -> Array:
     """Where ids differ and a change of the latent by LATENT_NOISE of its length can have made the difference.

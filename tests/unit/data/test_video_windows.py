@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.support.tiny_video import picture, write_video
 from voken_common.data.errors import ImageDecodeError
+from voken_common.data.sources.video import ClipReader
 from voken_common.data.video.reading import VideoStream
 from voken_common.data.video.windows import CrossFade, Cutting, WindowCoder, padded_length, starts, windows_of
 from voken_common.data.video.writing import VideoWriter
@@ -155,3 +156,14 @@ def test_what_is_no_video_is_refused(tmp_path):
         VideoStream(tmp_path / "empty.mp4")
     with pytest.raises(OSError, match=r"gone\.mp4"):
         VideoStream(tmp_path / "gone.mp4")
+
+
+def test_resampled_to_another_rate_each_time_shows_the_frame_of_that_moment(tmp_path):
+    path = str(write_video(tmp_path / "vfr.mp4", 6, times=[0, 100, 200, 300, 1000, 1100]))
+    slow, fast = ClipReader(fps=5), ClipReader(fps=20)
+    assert slow.frames(path) == 6
+    blue = [int(frame[24, 32, 2]) for frame in slow.read(path, [0, 1, 2, 3, 4, 5])]
+    # At 0, 0.2, 0.4, 0.6, 0.8 and 1 second: frames 0, 2, 3, 3, 3 and 4.
+    assert np.abs(np.array(blue) - [20 + 9 * number for number in (0, 2, 3, 3, 3, 4)]).max() <= 4
+    assert slow.times(path, [0, 3, 5]) == [0.0, 0.6, 1.0]
+    assert fast.frames(path) == 23

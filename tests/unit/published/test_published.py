@@ -20,8 +20,8 @@ from voken_jax.tokenizer.state import build_players
 ROOT = Path(__file__).resolve().parents[3]
 MANIFESTS = ROOT / "tests" / "manifests"
 GENERATORS = [model for model in MODELS if model.family == "generator"]
-TOKENIZERS = [model for model in MODELS if model.family == "image tokenizer" and has_config(model)]
-RECIPES = [model for model in TOKENIZERS if model.project != "Emu3.5"]
+TOKENIZERS = [model for model in MODELS if model.family != "generator" and has_config(model)]
+RECIPES = [model for model in TOKENIZERS if model.family == "image tokenizer" and model.project != "Emu3.5"]
 EMA_BOOKKEEPING = {"model_ema.decay", "model_ema.num_updates"}
 
 
@@ -55,7 +55,7 @@ def perceptual():
     return Network(lambda rngs: LPIPS(policy=Policy(), rngs=rngs))
 
 
-def test_every_published_image_model_and_generator_has_a_configuration():
+def test_every_published_model_has_a_configuration():
     folders = (ROOT / "configs" / folder for folder in ("open_magvit2", "ibq", "emu3_5"))
     configs = {path.relative_to(ROOT).as_posix() for folder in folders for path in folder.iterdir()}
     assert {model.config for model in TOKENIZERS + GENERATORS} == configs
@@ -139,6 +139,26 @@ def test_recipe(model):
     assert config.discriminator.kind == ("blur" if blur else "patchgan")
     assert schedule.kind == ("cos" if blur else "constant")
     assert schedule.drop_steps == ((800_000, 1_000_000) if model.name == "pretrain_lfqgan_256_262144" else ())
+
+
+def test_recipe_of_the_video_tokenizer():
+    model = find("ucf101_lfqgan_128_L")
+    config = load_config(ROOT / model.config)
+    assert config.training.batch_size == 128
+    assert (config.training.epochs, config.training.steps) == (2000, None)
+    assert (config.optimizer.learning_rate, config.optimizer.betas) == (1e-4, (0.5, 0.9))
+    schedule = config.optimizer.schedule
+    assert (schedule.kind, schedule.warmup_epochs) == ("cos", 2)
+    assert (schedule.start_factor, schedule.end_factor) == (0.0, 0.01)
+    assert (config.adversarial.generator_weight, config.adversarial.lecam_weight) == (0.3, 0.05)
+    assert config.quantizer.codebook_size == 2**18
+    assert (config.quantizer.codebook_weight, config.quantizer.commitment_weight) == (0.1, 0.25)
+    assert config.initialize.inflate == "imagenet_lfqgan_128_L"
+    assert config.data.train.frames == 17
+    assert (config.data.image_size, config.data.resize, config.data.crop) == (128, "cv2", "random")
+    assert (config.model.time_downsampling, config.model.downsampling) == (4, 8)
+    network = build_players(config).autoencoder
+    assert round(sum(math.prod(leaf.shape) for leaf in network.parameters.values()) / 1e6, 1) == model.parameters
 
 
 def test_parameter_count_is_that_of_encoder_and_decoder():

@@ -60,11 +60,13 @@ class ClipReader:
 
     Args:
       upright: turn frames as their display matrix says; otherwise they stay as they are stored.
+      fps: number the frames that are shown at this rate, instead of the video's own.
     """
 
-    def __init__(self, upright: bool = True) -> None:
-        self._upright = upright
+    def __init__(self, upright: bool = True, fps: float | None = None) -> None:
+        self._upright, self._fps = upright, fps
         self._times: dict[str, list[int] | int] = {}
+        self._resampled: dict[str, list[int]] = {}
 
     def frames(self, path: str) -> int:
         """Number of frames of a video.
@@ -73,6 +75,8 @@ class ClipReader:
           OSError: the file cannot be read.
           ImageDecodeError: it is no video, or a damaged one.
         """
+        if self._fps is not None:
+            return len(self._shown(path))
         known = self._timeline(path)
         return known if isinstance(known, int) else len(known)
 
@@ -83,6 +87,13 @@ class ClipReader:
           OSError: the file cannot be read.
           ImageDecodeError: the video is damaged or has fewer frames.
         """
+        if self._fps is not None:
+            numbers = [self._shown(path)[number] for number in numbers]
+        distinct = sorted(set(numbers))
+        frames = dict(zip(distinct, self._read(path, distinct), strict=True))
+        return [frames[number] for number in numbers]
+
+    def _read(self, path: str, numbers: list[int]) -> list[UInt8[np.ndarray, "h w 3"]]:
         known = self._timeline(path)
         try:
             if isinstance(known, list):
@@ -100,6 +111,22 @@ class ClipReader:
           OSError: the file cannot be read.
           ImageDecodeError: it is no video, or a damaged one.
         """
+        if self._fps is not None:
+            return [round(number / self._fps, 6) for number in numbers]
+        return self._own_times(path, numbers)
+
+    def _shown(self, path: str) -> list[int]:
+        """The video's own frame that is shown at each time k / fps, up to its last frame."""
+        if path not in self._resampled:
+            if len(self._resampled) >= _KNOWN_VIDEOS:
+                self._resampled.pop(next(iter(self._resampled)))
+            known = self._timeline(path)
+            times = np.asarray(self._own_times(path, list(range(known if isinstance(known, int) else len(known)))))
+            wanted = np.arange(int(times[-1] * self._fps + 1e-6) + 1) / self._fps
+            self._resampled[path] = (np.searchsorted(times, wanted + 1e-6, side="right") - 1).tolist()
+        return self._resampled[path]
+
+    def _own_times(self, path: str, numbers: list[int]) -> list[float]:
         known = self._timeline(path)
         try:
             container, stream = open_video(path)
