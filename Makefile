@@ -14,12 +14,13 @@ SCRIPTS := $(wildcard scripts/*.sh .ci/run)
 TYPED := $(wildcard voken_common voken_jax voken_torch)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart quickstart-ibq quickstart-generator test test-slow parity lint typecheck format bench faults clean
+.PHONY: help venv quickstart quickstart-ibq quickstart-generator quickstart-video test test-slow parity lint typecheck format bench faults clean
 
 help:
 	@echo 'make quickstart      train a small LFQ tokenizer on photographs and reconstruct held-out ones (minutes, CPU)'
 	@echo 'make quickstart-ibq  the same with IBQ'
 	@echo 'make quickstart-generator  train a small generator on its tokens and draw samples of every photograph'
+	@echo 'make quickstart-video  a small video tokenizer, inflated from an image one, on a film and moving photographs'
 	@echo 'make test            tests, without those marked slow or large (test-slow runs those; parity the golden cases)'
 	@echo 'make lint typecheck  ruff, shellcheck and mypy; make format rewrites'
 	@echo 'make bench           every benchmark of scripts/; make faults: the fault matrix'
@@ -42,6 +43,9 @@ quickstart-ibq:
 
 quickstart-generator: $(READY)
 	@$(RUN) scripts/quickstart_generator.py $(ARGS)
+
+quickstart-video: $(READY)
+	@$(RUN) scripts/quickstart_video.py $(ARGS)
 
 test: $(READY)
 	$(RUN) -m pytest -n $(WORKERS) -m 'not slow and not large' $(ARGS)
