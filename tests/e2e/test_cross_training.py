@@ -6,6 +6,7 @@ import torch
 
 from tests.support.tiny import TINY, quantized_by, write
 from tests.support.tiny_generator import ADAPTIVE, FACTORIZED, generator_config, write_shards
+from tests.support.tiny_video import video_run, write_video
 from voken_common.config.loading import load_config
 from voken_jax.convert import main as convert
 from voken_jax.training import run as jax_trainer
@@ -48,7 +49,7 @@ def _flat(content, prefix=""):
 NO_DROPOUT = dict.fromkeys(("token_dropout", "residual_dropout", "feed_forward_dropout", "label_dropout"), 0.0)
 GENERATOR_RUN = {key: RUN[key] for key in ("training", "validation", "checkpoint", "precision")}
 GENERATOR_RUN |= {"model": NO_DROPOUT, "optimizer": {"ema_decay": 0.9, "gradient_clip": 1.0, "decay_all": False}}
-SLOW = ("ibq", "factorized", "adaptive")
+SLOW = ("ibq", "video", "factorized", "adaptive")
 
 
 @pytest.fixture(params=[pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in ("lfq", *SLOW)])
@@ -56,6 +57,11 @@ def config(request, tmp_path):
     if request.param in ("factorized", "adaptive"):
         kind = FACTORIZED if request.param == "factorized" else ADAPTIVE
         return generator_config(write_shards(tmp_path, kind["vocabularies"]), kind, **GENERATOR_RUN)
+    if request.param == "video":
+        (tmp_path / "videos").mkdir()
+        for number in range(3):
+            write_video(tmp_path / "videos" / f"{number}.mp4", 9 + number)
+        return load_config(write(tmp_path, video_run(tmp_path / "videos", **RUN)))
     mapping = (TINY if request.param == "lfq" else quantized_by("ibq")) | RUN
     return load_config(write(tmp_path, mapping))
 

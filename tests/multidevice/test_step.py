@@ -17,32 +17,33 @@ from voken_jax.tokenizer.state import create_state
 pytestmark = pytest.mark.usefixtures("x64")
 
 SIZE = 8
+CLIPS = {"kind": "video_folder", "path": "videos", "frames": 3}
 NONLINEAR = {"generator_grad_norm", "discriminator_grad_norm"}
 """Metrics that are not means over images."""
 
 
 def config_of(kind, batch_size=8, **sections):
     """The tiniest run of a family; both adversarial terms start at step 1."""
-    vqgan = kind == "ibq"
+    vqgan, video = kind == "ibq", kind == "video"
     model = {
-        "network": "vqgan" if vqgan else "magvit2",
+        "network": "vqgan" if vqgan else "magvit2_video" if video else "magvit2",
         "resolution": SIZE,
         "channels": 32,
         "channel_multipliers": [1],
         "residual_blocks": 1,
         "z_channels": 6,
     }
-    quantizer = {"codebook_size": 24 if vqgan else 64, "code_dim": 6, "kind": kind}
+    quantizer = {"codebook_size": 24 if vqgan else 64, "code_dim": 6, "kind": "lfq" if video else kind}
     mapping = {
         "name": "tiny",
         "model": model,
         "quantizer": quantizer | sections.pop("quantizer", {}),
-        "discriminator": {"kind": "patchgan", "channels": 8, "layers": 1},
+        "discriminator": {"kind": "patchgan_3d" if video else "patchgan", "channels": 8, "layers": 1},
         "adversarial": {"start_step": 1, "lecam_decay": 0.9},
         "perceptual": {"weights": "none"},
         "optimizer": {"learning_rate": 1e-3},
         "precision": {"param_dtype": "float64", "compute_dtype": "float64"},
-        "data": {"train": {"kind": "skimage", "region": "all"}, "image_size": SIZE},
+        "data": {"train": CLIPS if video else {"kind": "skimage", "region": "all"}, "image_size": SIZE},
         "training": {"batch_size": batch_size, "steps": 10},
     }
     return validate(mapping | sections, origin="tiny")
@@ -55,7 +56,8 @@ class Run:
         self.mesh = make_mesh(config.mesh, jax.devices()[:devices])
         run = build_run(config, mesh=self.mesh)
         self.config, self.players, self.optimizer, self.abstract = config, run.players, run.optimizer, run.abstract
-        shape = (config.training.batch_size, SIZE, SIZE, 3)
+        frames = (CLIPS["frames"],) if config.model.is_video else ()
+        shape = (config.training.batch_size, *frames, SIZE, SIZE, 3)
         images = jax.ShapeDtypeStruct(shape, jnp.float64, sharding=batch_sharding(self.mesh))
         # Compiling takes nearly all of this file's time; unoptimised kernels take half of it.
         self.program = run.step.lower(self.abstract, images).compile({"xla_backend_optimization_level": 0})
@@ -96,6 +98,10 @@ def images_of(count, seed=0):
     return np.random.default_rng(seed).uniform(-1, 1, (count, SIZE, SIZE, 3))
 
 
+def clips_of(count, seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, (count, CLIPS["frames"], SIZE, SIZE, 3))
+
+
 def run(config, devices, batches, state=None):
     """(final state, metrics of every step), as NumPy."""
     step = run_of(config, devices).step
@@ -126,11 +132,13 @@ def first_moments(state):
 BATCHES = [images_of(8, seed) for seed in range(2)]
 
 
-@pytest.mark.parametrize("kind", ["lfq", "ibq"])
+@pytest.mark.parametrize("kind", ["lfq", "ibq", "video", "video with fsdp"])
 def test_eight_devices_compute_what_one_computes(kind):
-    config = config_of(kind)
-    expected, history = run(config, 1, BATCHES)
-    found, parallel = run(config, 8, BATCHES)
+    config = config_of(kind.split()[0])
+    batches = [clips_of(8, seed) for seed in range(2)] if config.model.is_video else BATCHES
+    expected, history = run(config, 1, batches)
+    eight = config_of("video", mesh={"fsdp": 2}) if kind.endswith("fsdp") else config
+    found, parallel = run(eight, 8, batches)
     assert_same(parallel, history)
     assert_same(found, expected)
     assert expected.step == 2

@@ -1,8 +1,7 @@
 """Folders of videos, and single clips out of them by frame number, through PyAV.
 
-Which frames a video has is read off its packets, not its header, which may
-lie or say nothing; a frame is found by its time stamp after a seek to the key frame before it. Where that does not work
-out, the video is decoded from its start.
+Which frames a video has is read off its packets, not its header, which may lie or say nothing; a frame is found by its
+time stamp after a seek to the key frame before it. Where that does not work out, the video is decoded from its start.
 
 Shape letters: t = frames of a clip, h w = height and width.
 """
