@@ -21,7 +21,7 @@ _PREPARATION = (
     "resize_crop_only",
     "max_bad_fraction",
 )
-_CLIPS = ("frames", "stride", "short")
+_CLIPS = ("frames", "stride", "fps", "short")
 
 
 def preparation(data: DataConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from voken_common.config.data import VideoFolderConfig
 from voken_common.config.generator import GeneratorConfig
 from voken_common.config.loading import AnyConfig
 from voken_common.config.tokenizer import Config
@@ -66,7 +67,9 @@ def _tokenizer(config: Config, mesh: Mesh) -> tuple[Any, Any, dict[str, float]]:
     run = build_tokenizer(config, NOMINAL_STEPS, _abstract_lpips(config), mesh)
     state, step = run.abstract, run.step
     side = config.data.image_size
-    shape = (config.training.batch_size, side, side, config.model.image_channels)
+    source = config.data.train
+    frames = (source.frames,) if isinstance(source, VideoFolderConfig) else ()
+    shape = (config.training.batch_size, *frames, side, side, config.model.image_channels)
     images = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=batch_sharding(mesh))
     report: dict[str, float] = {
         "generator_parameters": size_of(state.generator),
@@ -105,7 +108,7 @@ def _print(config: AnyConfig, mesh: Mesh, report: dict[str, float]) -> None:
     print(f"{config.name}: dry run on a mesh of {dict(mesh.shape)} ({jax.devices()[0].device_kind})")
     tokenizer = isinstance(config, Config)
     what = (
-        f"images {config.data.image_size} x {config.data.image_size}"
+        f"{'clips' if config.data.is_video else 'images'} of {config.data.image_size} x {config.data.image_size}"
         if isinstance(config, Config)
         else (f"{config.model.tokens} tokens a sample")
     )

@@ -181,7 +181,8 @@ def test_codes_and_sizes_are_those_of_configuration_and_manifest(model):
     config = load_config(ROOT / model.config)
     quantizer = config.quantizer
     assert (model.codes, model.dimension) == ((quantizer.codebook_size,), quantizer.code_dim)
-    assert model.downsampling == (config.model.downsampling,)
+    side, time = config.model.downsampling, config.model.time_downsampling
+    assert model.downsampling == ((time, side, side) if config.model.is_video else (side,))
     prefixes = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
     count = sum(math.prod(shape) for key, shape in manifest_of(model).items() if key.startswith(prefixes))
     assert model.parameters == round(count / 1e6, 1)
