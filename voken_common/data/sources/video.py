@@ -116,6 +116,7 @@ class ClipReader:
 
     def _shown(self, path: str) -> list[int]:
         """The video's own frame that is shown at each time k / fps, up to its last frame."""
+        assert self._fps is not None
         if path not in self._resampled:
             if len(self._resampled) >= _KNOWN_VIDEOS:
                 self._resampled.pop(next(iter(self._resampled)))
