@@ -15,6 +15,8 @@ from voken_common.config.loading import load_config
 from voken_torch.checkpoints.torch import read
 from voken_torch.training.run import train
 
+pytestmark = pytest.mark.slow
+
 IMAGE = TINY | {
     "model": VIDEO["model"] | {"network": "magvit2"},
     "training": {"batch_size": 8, "steps": 2, "log_every": 2},

@@ -132,7 +132,10 @@ def first_moments(state):
 BATCHES = [images_of(8, seed) for seed in range(2)]
 
 
-@pytest.mark.parametrize("kind", ["lfq", "ibq", "video", "video with fsdp"])
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("video", "video with fsdp")]
+
+
+@pytest.mark.parametrize("kind", ["lfq", "ibq", *SLOW])
 def test_eight_devices_compute_what_one_computes(kind):
     config = config_of(kind.split()[0])
     batches = [clips_of(8, seed) for seed in range(2)] if config.model.is_video else BATCHES
