@@ -27,9 +27,9 @@ CASES = pytest.mark.parametrize(
     ("framework", "overrides"),
     [
         pytest.param("jax", ("mesh.fsdp=2",), marks=SLOW),
-        pytest.param("jax", ("optimizer.accumulate=2", "statistics_scope=per_device"), marks=SLOW),
+        pytest.param("jax", ("optimizer.gradient_accumulation=2", "statistics_scope=per_device"), marks=SLOW),
         ("torch", ()),
-        ("torch", ("optimizer.accumulate=2",)),
+        ("torch", ("optimizer.gradient_accumulation=2",)),
     ],
 )
 

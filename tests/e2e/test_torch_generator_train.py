@@ -63,7 +63,7 @@ def trained(tmp_path_factory, shards, tokenizer):
         shards,
         FACTORIZED,
         tokenizer=str(tokenizer),
-        optimizer={"ema_decay": 0.5, "accumulate": 2, "gradient_clip": 1.0},
+        optimizer={"ema_decay": 0.5, "gradient_accumulation": 2, "gradient_clip": 1.0},
         precision={"remat": True, "compute_dtype": "bfloat16"},
     )
     workdir = tmp_path_factory.mktemp("trained") / "run"

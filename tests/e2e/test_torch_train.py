@@ -138,7 +138,7 @@ def test_divergence_stops_and_keeps_the_last_checkpoint_good(tmp_path, monkeypat
         (["data.train={kind: image_folder, path: nowhere/at/all}"], "nowhere/at/all"),
         (["mesh.model=2"], "in PyTorch weights are split over mesh.fsdp alone"),
         (["perceptual.weights=nowhere"], "perceptual.weights takes none, auto, a folder with both files"),
-        (["optimizer.accumulate=3"], "training.batch_size"),
+        (["optimizer.gradient_accumulation=3"], "training.batch_size"),
     ],
 )
 def test_what_cannot_be_used_is_told(tmp_path, capsys, overrides, expected):

@@ -67,7 +67,7 @@ def batch_of(config, seed):
 def trained(path, kind, devices, accumulate):
     """(final state, metrics of every step, held-out metrics) after two steps."""
     mesh = SPLIT if devices == 8 else {}
-    run = Run(config_of(path, kind, mesh, accumulate=accumulate), devices)
+    run = Run(config_of(path, kind, mesh, gradient_accumulation=accumulate), devices)
     state, history = run.initial(), []
     for seed in range(2):
         state, metrics = run.step(state, run.place(batch_of(run.config, seed)))

@@ -218,7 +218,7 @@ def test_accumulated_micro_batches_are_one_batch(kind):
     linear = LINEAR | {"quantizer": WITHOUT_BATCH_ENTROPY[kind]}
     whole, halves = (
         config_of(kind, **linear),
-        config_of(kind, **linear, optimizer={"learning_rate": 1e-3, "accumulate": 2}),
+        config_of(kind, **linear, optimizer={"learning_rate": 1e-3, "gradient_accumulation": 2}),
     )
     expected, (logs,) = run(whole, 1, BATCHES[:1])
     found, (accumulated,) = run(halves, 1, BATCHES[:1])

@@ -24,7 +24,9 @@ SMALL = {"resolution": 8, "channel_multipliers": [1], "attention_resolutions": [
 TOKENIZERS = {
     "lfq": config_of("lfq", "patchgan", model=SMALL),
     "adaptive": config_of("ibq", "patchgan", model=SMALL, adversarial={"generator_weight": None, "lecam_weight": 0.5}),
-    "micro-batches": config_of("ibq", "patchgan", model=SMALL, optimizer={"accumulate": 2, "gradient_clip": 0.1}),
+    "micro-batches": config_of(
+        "ibq", "patchgan", model=SMALL, optimizer={"gradient_accumulation": 2, "gradient_clip": 0.1}
+    ),
 }
 
 
@@ -61,7 +63,7 @@ GENERATORS = {
     "recomputed micro-batches": generator_of(
         "adaptive",
         precision={"remat": True},
-        optimizer={"learning_rate": 1e-2, "ema_decay": 0.9, "accumulate": 2, "gradient_clip": 0.05},
+        optimizer={"learning_rate": 1e-2, "ema_decay": 0.9, "gradient_accumulation": 2, "gradient_clip": 0.05},
     ),
 }
 

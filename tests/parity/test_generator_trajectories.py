@@ -37,7 +37,7 @@ def trajectory_config(case):
             weight_decay_end=given["weight_decay_end"],
             gradient_clip=given["clip"] or None,
             schedule=ScheduleConfig(
-                kind="lin0", warmup_steps=given["warmup_iters"], start_factor=given["wp0"], end_factor=given["wpe"]
+                kind="linear", warmup_steps=given["warmup_iters"], start_factor=given["wp0"], end_factor=given["wpe"]
             ),
         ),
         precision=PrecisionConfig(param_dtype="float64", compute_dtype="float64"),

@@ -19,7 +19,7 @@ def test_schedules(case, xp, x64):
             found, expected = cosine_weight_decay(steps, spec["start"], spec["end"], total, xp), spec["wd"]
         else:
             schedule = Schedule(
-                kind=spec["name"],
+                kind={"lin0": "linear"}.get(spec["name"], spec["name"]),
                 warmup=spec.get("warmup", 0),
                 total=total,
                 start_factor=spec.get("wp0", 0.0),

@@ -58,7 +58,7 @@ def lfq_section(init, loss):
         "code_dim": init["embed_dim"],
         "sample_entropy_weight": init.get("sample_minimization_weight", 1.0),
         "batch_entropy_weight": init.get("batch_maximization_weight", 1.0),
-        "codebook_weight": loss["codebook_weight"],
+        "entropy_weight": loss["codebook_weight"],
         "commitment_weight": loss["commit_weight"],
         "enlarge_ratio": loss.get("codebook_enlarge_ratio", 3),
         "enlarge_steps": loss.get("codebook_enlarge_steps", 2000),
@@ -79,7 +79,7 @@ def ibq_section(init, loss):
         "temperature": init.get("entropy_temperature", 0.01),
         "sample_entropy_weight": init.get("sample_minimization_weight", 1.0),
         "batch_entropy_weight": init.get("batch_maximization_weight", 1.0),
-        "quant_weight": loss.get("quant_loss_weight", 1.0) if entropy else loss.get("codebook_weight", 1.0),
+        "quantizer_weight": loss.get("quant_loss_weight", 1.0) if entropy else loss.get("codebook_weight", 1.0),
         "entropy_weight": loss.get("entropy_loss_weight", 0.05),
     }
 

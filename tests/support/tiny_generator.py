@@ -22,7 +22,11 @@ def generator_mapping(shards, kind=ADAPTIVE, **sections):
         "kind": "generator",
         "name": "tiny_generator",
         "model": {"grid": GRID, "classes": CLASSES, "layers": 2, "heads": 2, "width": 16, "multiple_of": 16, **kind},
-        "optimizer": {"learning_rate": 1e-2, "weight_decay_end": 0.1, "schedule": {"kind": "lin0", "warmup_steps": 2}},
+        "optimizer": {
+            "learning_rate": 1e-2,
+            "weight_decay_end": 0.1,
+            "schedule": {"kind": "linear", "warmup_steps": 2},
+        },
         "data": {"train": str(shards / "train"), "validation": str(shards / "held_out")},
         "training": {"batch_size": 8, "steps": STEPS, "log_every": 3},
         "validation": {"every": 3, "batch_size": 8, "pictures": 3},

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from voken_common.config.generator import GeneratorConfig
-from voken_common.config.tokenizer import Config, LFQConfig
+from voken_common.config.quantizer import LFQConfig
+from voken_common.config.tokenizer import Config
 
 
 class Machinery(NamedTuple):

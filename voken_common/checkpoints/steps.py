@@ -55,9 +55,9 @@ FIXED_FOR_A_RUN = (
 """Sections and keys that decide what the weights are of; all of them but these:"""
 FREE_IN_A_RUN = frozenset(
     [f"model.{name}dropout" for name in ("", "token_", "residual_", "feed_forward_", "label_")]
-    + [f"quantizer.{name}_weight" for name in ("sample_entropy", "batch_entropy", "codebook", "commitment", "quant")]
-    + [f"quantizer.{name}" for name in ("entropy_weight", "enlarge_ratio", "enlarge_steps", "temperature", "beta")]
-    + [f"quantizer.{name}" for name in ("use_entropy", "memory_budget_mb", "shard_codes", "token_bits")]
+    + [f"quantizer.{name}_weight" for name in ("sample_entropy", "batch_entropy", "entropy", "commitment", "quantizer")]
+    + [f"quantizer.{name}" for name in ("enlarge_ratio", "enlarge_steps", "temperature", "beta")]
+    + [f"quantizer.{name}" for name in ("use_entropy", "memory_budget_mib", "shard_codes", "token_bits")]
     + ["precision.compute_dtype", "precision.remat"]
 )
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     PositiveFloat,
     model_validator,
 )
 
+from voken_common.config.base import Section
 from voken_common.config.bounds import PositiveInt, Side, Workers
 
 NonEmpty = Annotated[str, Field(min_length=1)]
@@ -20,13 +19,7 @@ RETRY_SECONDS = 300.0
 """How long a read that fails for a reason that may pass is tried again, by default."""
 
 
-class DataSection(BaseModel):
-    """Immutable; an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class ImageFolderConfig(DataSection):
+class ImageFolderConfig(Section):
     """A folder of images: ImageNet layout (`PATH/<class>/*.JPEG`) or flat (`PATH/*.png`), found by looking."""
 
     kind: Literal["image_folder"] = "image_folder"
@@ -37,7 +30,7 @@ class ImageFolderConfig(DataSection):
     """File to keep the list of files in; it is used as long as no folder has changed."""
 
 
-class ListFileConfig(DataSection):
+class ListFileConfig(Section):
     """A text file with one image per line: `PATH` or `PATH<TAB>LABEL`, relative to `root` or to the list file."""
 
     kind: Literal["list_file"] = "list_file"
@@ -45,7 +38,7 @@ class ListFileConfig(DataSection):
     root: NonEmpty | None = None
 
 
-class TFDSConfig(DataSection):
+class TFDSConfig(Section):
     """A TensorFlow Datasets image set prepared with file_format=array_record; TensorFlow is not needed to read it."""
 
     kind: Literal["tfds"] = "tfds"
@@ -56,7 +49,7 @@ class TFDSConfig(DataSection):
     label_key: NonEmpty | None = "label"
 
 
-class SkimageConfig(DataSection):
+class SkimageConfig(Section):
     """The photographs bundled with scikit-image; `region` keeps training and held-out pixels apart."""
 
     kind: Literal["skimage"] = "skimage"
@@ -66,7 +59,7 @@ class SkimageConfig(DataSection):
     crops are not random (validation, or `crop: center`) their positions are a fixed even spread over the region."""
 
 
-class TarSetConfig(DataSection):
+class TarSetConfig(Section):
     """A set of text-to-image tars that `python -m voken_common.data.tar.prepare` has checked."""
 
     index: NonEmpty
@@ -79,7 +72,7 @@ class TarSetConfig(DataSection):
     """Share of the training samples, relative to the other sets; None, for all sets: by their number of images."""
 
 
-class TarConfig(DataSection):
+class TarConfig(Section):
     """Sets of text-to-image tars, shuffled as one, or mixed by weights. Captions are not read."""
 
     kind: Literal["tar"] = "tar"
@@ -93,7 +86,7 @@ class TarConfig(DataSection):
         return self
 
 
-class ImageNetTarConfig(DataSection):
+class ImageNetTarConfig(Section):
     """`ILSVRC2012_img_train.tar`, a tar with one tar per class, or `ILSVRC2012_img_val.tar`; read as it is."""
 
     kind: Literal["imagenet_tar"] = "imagenet_tar"
@@ -104,7 +97,7 @@ class ImageNetTarConfig(DataSection):
     """File names to leave out: by default the image that published tokenizers were not trained on."""
 
 
-class VideoFolderConfig(DataSection):
+class VideoFolderConfig(Section):
     """A folder of videos, in classes as UCF-101 (`PATH/<class>/*.avi`) or flat; gives clips instead of images."""
 
     kind: Literal["video_folder"] = "video_folder"
@@ -135,7 +128,7 @@ def _default_crop(fields: dict[str, Any]) -> Literal["random", "center"]:
     return "center" if isinstance(fields.get("train"), TarConfig) else "random"
 
 
-class DataConfig(DataSection):
+class DataConfig(Section):
     """Sources and transforms. Every image or frame ends as float32 RGB in [-1, 1] of side `image_size`."""
 
     train: SourceConfig

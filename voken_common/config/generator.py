@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
 
+from voken_common.config.base import Section
 from voken_common.config.bounds import NonNegativeInt, PositiveInt, Workers
 from voken_common.config.data import RETRY_SECONDS, DataConfig
 from voken_common.config.sampling import Guidance, Sampling
@@ -15,7 +16,6 @@ from voken_common.config.tokenizer import (
     MeshConfig,
     PrecisionConfig,
     ScheduleConfig,
-    Section,
     TrainingConfig,
 )
 from voken_common.config.transformer import TransformerConfig
@@ -73,7 +73,7 @@ class GeneratorOptimizerConfig(Section):
     decay_all: bool = True
     """True decays every tensor, as the published runs did; false spares those of one dimension."""
     gradient_clip: PositiveFloat | None = 1.0
-    accumulate: PositiveInt = 1
+    gradient_accumulation: PositiveInt = 1
     ema_decay: Fraction | None = None
     """None, as in the published runs: no averages."""
     schedule: ScheduleConfig = ScheduleConfig()
@@ -156,10 +156,10 @@ class GeneratorConfig(Section):
             found = getattr(self.sampling, key)
             if len(found) != parts:
                 raise ValueError(f"sampling.{key} has {len(found)} value(s), expected one per sub-token: {parts}")
-        if self.training.batch_size % self.optimizer.accumulate:
+        if self.training.batch_size % self.optimizer.gradient_accumulation:
             raise ValueError(
-                f"training.batch_size {self.training.batch_size} is not divisible by optimizer.accumulate "
-                f"{self.optimizer.accumulate}"
+                f"training.batch_size {self.training.batch_size} is not divisible by optimizer.gradient_accumulation "
+                f"{self.optimizer.gradient_accumulation}"
             )
         if self.data.images is not None and self.tokenizer is None:
             raise ValueError("data.images needs tokenizer: the checkpoint of the tokenizer that encodes the images")

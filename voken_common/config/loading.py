@@ -23,6 +23,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from voken_common.config.generator import GeneratorConfig
+from voken_common.config.renames import new_key, with_new_names
 from voken_common.config.tokenizer import Config
 from voken_common.errors import UserError
 from voken_common.untrusted.files import read_text
@@ -103,6 +104,7 @@ def read_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dic
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds {type(data).__name__}, expected a mapping of sections")
+    data = with_new_names(data, str(path))
     base = data.pop("base", None)
     if base is None:
         return [(path, data)]
@@ -157,6 +159,7 @@ def validate(mapping: Mapping[str, Any], origin: str) -> Config:
 def validate_any(mapping: Mapping[str, Any], origin: str) -> AnyConfig:
     """Turn plain data into the configuration that its `kind` names."""
     _require_plain(mapping, "", origin)
+    mapping = with_new_names(mapping, origin)
     root = _root(mapping)
     try:
         return root.model_validate_json(json.dumps(mapping), strict=True)
@@ -191,6 +194,7 @@ def overridden(mapping: dict[str, Any], overrides: Iterable[str]) -> dict[str, A
     """
     for override in overrides:
         key, value = parse_override(override)
+        key = new_key(mapping, key)
         _check_override(mapping, key, override)
         mapping = merge(mapping, _nest(key, value))
     return mapping

@@ -21,11 +21,11 @@ class Schedule:
     """A learning-rate factor as a function of the step.
 
     Attributes:
-        kind: constant, lin0, cos, linear-warmup or linear-warmup_cosine-decay.
+        kind: constant, linear, cos, linear-warmup or linear-warmup_cosine-decay.
         warmup: steps of linear warm-up.
         total: steps of the whole run.
         start_factor: factor at step 0 where there is a warm-up.
-        end_factor: factor at the end (lin0, cos), or the smallest factor (linear-warmup_cosine-decay).
+        end_factor: factor at the end (linear, cos), or the smallest factor (linear-warmup_cosine-decay).
         drops: first steps at which the factor is multiplied by `drop_factor`, once each.
     """
 
@@ -51,7 +51,7 @@ class Schedule:
     def _body(self, it: Any, xp: ModuleType) -> Any:
         end = self.end_factor
         progress = (it - self.warmup) / max(self.total - 1 - self.warmup, 1)
-        if self.kind == "lin0":
+        if self.kind == "linear":
             return xp.where(progress < 0.05, 1.0, end + (1.0 - end) * (1.0 - progress) / 0.95)
         if self.kind == "cos":
             return end + (1.0 - end) * (0.5 + 0.5 * xp.cos(np.pi * progress))

@@ -11,18 +11,16 @@ import math
 from typing import Annotated, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     PositiveFloat,
     model_validator,
 )
 
+from voken_common.config.base import Section
 from voken_common.config.bounds import (
     LONGEST_LADDER,
     Channels,
-    Codes,
     Factor,
     Layers,
     NonNegativeInt,
@@ -30,18 +28,11 @@ from voken_common.config.bounds import (
     Side,
 )
 from voken_common.config.data import DataConfig, VideoFolderConfig
+from voken_common.config.quantizer import QuantizerConfig
 from voken_common.config.relations import check_relations
 from voken_common.config.video import PatchGAN3DConfig, latent_frames, video_strides
 
-Temperature = Annotated[float, Field(ge=1e-6)]
-"""Logits are divided by it in float32, which less would overflow."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """Base of every section: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -118,80 +109,6 @@ class ModelConfig(Section):
         return self
 
 
-class LFQConfig(Section):
-    """Lookup-free quantization (reference terms: aux loss and commitment)."""
-
-    kind: Literal["lfq"] = "lfq"
-    codebook_size: Codes
-    code_dim: Channels
-    temperature: Temperature = 0.01
-    sample_entropy_weight: NonNegativeFloat = 1.0
-    batch_entropy_weight: NonNegativeFloat = 1.0
-    codebook_weight: NonNegativeFloat = 0.1
-    """Weight of the entropy term; multiplied by 1 + enlarge_ratio * max(0, 1 - step / enlarge_steps)."""
-    enlarge_ratio: NonNegativeFloat = 3.0
-    enlarge_steps: PositiveInt = 2000
-    commitment_weight: NonNegativeFloat = 0.25
-    bit_order: Literal["lsb_first", "msb_first"] = "lsb_first"
-    """Worth of the first channel in an id: 1, or 2^(code_dim - 1) as in the models of June 2024; sub-tokens likewise,
-    each by itself. The first sub-token is of the first channels either way."""
-    token_bits: tuple[Layers, Layers] | None = None
-    """Token factorization: bits of the first and of the second sub-token, for the generators."""
-    memory_budget_mb: PositiveInt = 64
-    """Largest temporary of the entropy, in MiB."""
-
-    @model_validator(mode="after")
-    def _check(self) -> LFQConfig:
-        if self.code_dim > 30 or self.codebook_size != 2**self.code_dim:
-            fitting = self.codebook_size.bit_length() - 1
-            other = f", or code_dim to {fitting}" if 2**fitting == self.codebook_size and 1 <= fitting <= 30 else ""
-            raise ValueError(
-                f"codebook_size {self.codebook_size} is not 2^code_dim with code_dim {self.code_dim} (at most 30): "
-                "LFQ has one code for every sign pattern; set quantizer.codebook_size to "
-                f"{2 ** min(self.code_dim, 30)}{other}"
-            )
-        if self.token_bits is not None and sum(self.token_bits) != self.code_dim:
-            raise ValueError(f"token_bits {self.token_bits} must add up to code_dim {self.code_dim}")
-        return self
-
-
-class IBQConfig(Section):
-    """Index backpropagation quantization over a learned codebook."""
-
-    kind: Literal["ibq"] = "ibq"
-    codebook_size: Annotated[int, Field(gt=1)]
-    code_dim: Channels
-    beta: NonNegativeFloat = 0.25
-    use_entropy: bool = True
-    temperature: Temperature = 0.01
-    """Temperature of the entropy terms only; the straight-through softmax is at 1."""
-    sample_entropy_weight: NonNegativeFloat = 1.0
-    batch_entropy_weight: NonNegativeFloat = 1.0
-    quant_weight: NonNegativeFloat = 1.0
-    """Weight of the quantization loss; this is `codebook_weight` of the reference when use_entropy is false."""
-    entropy_weight: NonNegativeFloat = 0.05
-    shard_codes: bool = False
-    """Split the codebook over the mesh's model axis."""
-    memory_budget_mb: PositiveInt = 256
-    """Largest block of logits, in MiB."""
-
-
-class VQConfig(Section):
-    """Nearest-neighbour vector quantization, the VQGAN baseline."""
-
-    kind: Literal["vq"] = "vq"
-    codebook_size: Annotated[int, Field(gt=1)]
-    code_dim: Channels
-    beta: NonNegativeFloat = 0.25
-    legacy: bool = True
-    l2_normalize: bool = False
-    quant_weight: NonNegativeFloat = 1.0
-    memory_budget_mb: PositiveInt = 256
-
-
-QuantizerConfig = Annotated[LFQConfig | IBQConfig | VQConfig, Field(discriminator="kind")]
-
-
 class PatchGANConfig(Section):
     """Patch discriminator with batch norm."""
 
@@ -236,6 +153,12 @@ class AdversarialConfig(Section):
     """Both adversarial terms are 0 before this step; the passes and the optimizer steps happen all the same."""
     lecam_weight: NonNegativeFloat = 0.05
     lecam_decay: Fraction = 0.999
+    lecam_from_start: bool | None = None
+    """Move LeCAM's averages from the first step, or only once `start_step` is reached; None: as the reference does for
+    the network, from the start for magvit2."""
+    first: Literal["generator", "discriminator"] | None = None
+    """The player that is updated first; the other meets the updated one, except that the discriminator after the
+    generator keeps its reconstruction. None: as the reference does, the generator for LFQ."""
 
 
 class PerceptualConfig(Section):
@@ -248,7 +171,7 @@ class PerceptualConfig(Section):
 class ScheduleConfig(Section):
     """Learning-rate factor over steps; drops multiply whatever the schedule gives."""
 
-    kind: Literal["constant", "lin0", "cos", "linear-warmup", "linear-warmup_cosine-decay"] = "constant"
+    kind: Literal["constant", "linear", "cos", "linear-warmup", "linear-warmup_cosine-decay"] = "constant"
     warmup_steps: NonNegativeInt | None = None
     warmup_epochs: NonNegativeFloat | None = None
     start_factor: NonNegativeFloat = 0.005
@@ -273,7 +196,7 @@ class OptimizerConfig(Section):
     weight_decay: NonNegativeFloat = 0.0
     gradient_clip: PositiveFloat | None = None
     """Largest global norm of each player's gradient."""
-    accumulate: PositiveInt = 1
+    gradient_accumulation: PositiveInt = 1
     """Micro-batches per optimizer step; the global batch is split into this many."""
     ema_decay: Fraction = 0.999
     schedule: ScheduleConfig = ScheduleConfig()
@@ -399,7 +322,14 @@ class Config(Section):
     @property
     def lecam_from_start(self) -> bool:
         """True where LeCAM's averages move from the first step, false where only once the discriminator counts."""
-        return self.model.network == "magvit2"
+        chosen = self.adversarial.lecam_from_start
+        return self.model.network == "magvit2" if chosen is None else chosen
+
+    @property
+    def generator_first(self) -> bool:
+        """True where the generator is updated before the discriminator."""
+        chosen = self.adversarial.first
+        return self.quantizer.kind == "lfq" if chosen is None else chosen == "generator"
 
     @property
     def last_layer(self) -> str:
@@ -429,10 +359,10 @@ class Config(Section):
                 f"quantizer.shard_codes splits {self.quantizer.codebook_size} codes over mesh.model {self.mesh.model}: "
                 "the codebook size must be divisible by it"
             )
-        if self.training.batch_size % self.optimizer.accumulate:
+        if self.training.batch_size % self.optimizer.gradient_accumulation:
             raise ValueError(
-                f"training.batch_size {self.training.batch_size} is not divisible by optimizer.accumulate "
-                f"{self.optimizer.accumulate}"
+                f"training.batch_size {self.training.batch_size} is not divisible by optimizer.gradient_accumulation "
+                f"{self.optimizer.gradient_accumulation}"
             )
         if self.statistics_scope == "per_device" and (self.mesh.fsdp > 1 or self.mesh.model > 1):
             raise ValueError(

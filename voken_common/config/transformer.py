@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, model_validator
 
+from voken_common.config.base import Section
 from voken_common.config.bounds import Channels, Codes, Layers, Side
-from voken_common.config.tokenizer import Section
 
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from voken_common.config.base import Section
 from voken_common.config.bounds import Channels, Layers
 
 WINDOW = 17
 """Frames of a window of the published tokenizer, which cuts longer videos into consecutive ones."""
 
 
-class PatchGAN3DConfig(BaseModel):
+class PatchGAN3DConfig(Section):
     """Patch discriminator over whole clips: 3x3x3 convolutions with batch norm."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     kind: Literal["patchgan_3d"] = "patchgan_3d"
     channels: Channels = 64

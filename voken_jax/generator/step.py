@@ -152,7 +152,7 @@ class GeneratorStep:
 
     def _gradients(self, weights: Weights, batch: Batch, key: Any) -> tuple[Weights, Metrics]:
         """Means over micro-batches, each of which takes its share from every device's samples."""
-        parts = self.config.optimizer.accumulate
+        parts = self.config.optimizer.gradient_accumulation
 
         def loss(weights: Weights, batch: Batch, key: Any) -> tuple[Array, Metrics]:
             with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):

@@ -55,7 +55,7 @@ def local_rows(array: jax.Array) -> np.ndarray:
 
 def check_batch(config: AnyConfig, mesh: Mesh) -> None:
     """Raise ValueError unless every device gets the same number of samples of every micro-batch."""
-    shards, accumulate = batch_shards(mesh), config.optimizer.accumulate
+    shards, accumulate = batch_shards(mesh), config.optimizer.gradient_accumulation
     if shards % jax.process_count():
         raise ValueError(
             f"mesh.data x mesh.fsdp is {shards}, which {jax.process_count()} processes cannot share evenly: each reads "
@@ -68,7 +68,7 @@ def check_batch(config: AnyConfig, mesh: Mesh) -> None:
         if size % parts:
             raise ValueError(
                 f"{key} {size} is not divisible by {parts} (devices along data and fsdp: {shards}"
-                + (f", optimizer.accumulate: {accumulate}" if parts != shards else "")
+                + (f", optimizer.gradient_accumulation: {accumulate}" if parts != shards else "")
                 + f"); the nearest that is: {max(parts, round(size / parts) * parts)}"
             )
 

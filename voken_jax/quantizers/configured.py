@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from voken_common.config.tokenizer import IBQConfig, LFQConfig, QuantizerConfig
+from voken_common.config.quantizer import IBQConfig, LFQConfig, QuantizerConfig
 from voken_jax.quantizers.ibq import IBQOutput, codebook_lookup, ibq, ibq_encode
 from voken_jax.quantizers.lfq import indices_to_codes, lfq, lfq_indices
 from voken_jax.quantizers.sharded import ibq_sharded
@@ -36,7 +36,7 @@ def quantize(
 ) -> Quantized:
     """Quantize with all training terms, computed in float32 at least."""
     latents = _wide(latents)
-    budget = config.memory_budget_mb * MIB
+    budget = config.memory_budget_mib * MIB
     if isinstance(config, LFQConfig):
         out = lfq(
             latents,
@@ -77,7 +77,7 @@ def _ibq(config: IBQConfig, latents: Float[Array, "B h w D"], codebook: Codebook
         temperature=config.temperature,
         sample_weight=config.sample_entropy_weight,
         batch_weight=config.batch_entropy_weight,
-        memory_budget_bytes=config.memory_budget_mb * MIB,
+        memory_budget_bytes=config.memory_budget_mib * MIB,
     )
     terms = {"quant_loss": out.quant_loss}
     if config.use_entropy:
@@ -96,7 +96,7 @@ def encode_indices(
     latents = _wide(latents)
     if isinstance(config, LFQConfig):
         return lfq_indices(_in_order(config, latents))
-    budget = config.memory_budget_mb * MIB
+    budget = config.memory_budget_mib * MIB
     if isinstance(config, IBQConfig):
         return ibq_encode(latents, _required(codebook), memory_budget_bytes=budget)
     return vq_encode(latents, _required(codebook), l2_normalize=config.l2_normalize, memory_budget_bytes=budget)
@@ -113,7 +113,7 @@ def code_indices(config: QuantizerConfig, codes: Float[Array, "B h w D"], codebo
     """Ids of exact codes, the inverse of `lookup`: nearest by distance, which an inner product need not be."""
     if isinstance(config, LFQConfig):
         return lfq_indices(_in_order(config, codes))
-    return vq_encode(codes, _required(codebook), memory_budget_bytes=config.memory_budget_mb * MIB)
+    return vq_encode(codes, _required(codebook), memory_budget_bytes=config.memory_budget_mib * MIB)
 
 
 def _wide(latents: Float[Array, "B h w D"]) -> Float[Array, "B h w D"]:

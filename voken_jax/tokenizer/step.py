@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from voken_common.config.quantizer import quantizer_loss
 from voken_common.config.tokenizer import Config
 from voken_jax.models.functional import Network, Weights, buffers_of
 from voken_jax.optimization.codebook_usage import MICRO_BATCHES
@@ -139,7 +140,7 @@ class TokenizerStep:
         task = _Task(self, state, frozen, key)
         lecam = LecamAverages(state.lecam.real[0], state.lecam.fake[0])
         carry, micro = Carry(state.buffers, lecam), self._micro_batches(images)
-        if self.config.quantizer.kind == "lfq":
+        if self.config.generator_first:
             new, carry, metrics, ids = self._generator_first(task, carry, micro)
         else:
             new, carry, metrics, ids = self._discriminator_first(task, carry, micro)
@@ -185,7 +186,7 @@ class TokenizerStep:
 
     def _micro_batches(self, images: Images) -> Float[Array, "A b *S 3"]:
         """Every micro-batch takes its share from each device's images, so that none moves."""
-        parts = self.config.optimizer.accumulate
+        parts = self.config.optimizer.gradient_accumulation
         return images.reshape(images.shape[0] // parts, parts, *images.shape[1:]).swapaxes(0, 1)
 
     def _accumulate(self, function: Callable[..., Any], carry: Carry, micro: Images) -> tuple[Carry, Any, Any]:
@@ -247,17 +248,9 @@ class _Task:
         return forward, lambda cotangent: pull(cotangent)[0], aside
 
     def quantizer_loss(self, quantized: Quantized) -> tuple[Float[Array, ""], Metrics]:
-        """The quantizer's weighted terms."""
-        config, terms = self.config.quantizer, quantized.terms
-        if config.kind == "lfq":
-            step = self.state.step.astype(terms["entropy_loss"].dtype)
-            remaining = jnp.maximum(0.0, 1.0 - step / config.enlarge_steps)
-            weight = config.codebook_weight * (1.0 + config.enlarge_ratio * remaining)
-            return weight * terms["entropy_loss"] + config.commitment_weight * terms["commitment_loss"], terms
-        loss = config.quant_weight * terms["quant_loss"]
-        if config.kind == "ibq" and config.use_entropy:
-            loss = loss + config.entropy_weight * terms["entropy_loss"]
-        return loss, {**terms, "codebook_loss": loss}
+        """Weight and sum the quantizer's terms."""
+        step = self.state.step.astype(next(iter(quantized.terms.values())).dtype)
+        return quantizer_loss(self.config.quantizer, quantized.terms, step)
 
     def nll(self, reconstruction: Images, images: Images) -> tuple[Float[Array, ""], Metrics]:
         """Absolute difference plus the weighted perceptual distance."""

@@ -210,7 +210,7 @@ class GeneratorStep:
         return metrics
 
     def _gradients(self, state: GeneratorState, batch: Batch) -> Metrics:
-        parts = self.config.optimizer.accumulate
+        parts = self.config.optimizer.gradient_accumulation
         batch = {name: value.to(self.runtime.device) for name, value in batch.items()}
         totals: Metrics = {}
         for number in range(parts):

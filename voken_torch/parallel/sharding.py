@@ -195,13 +195,17 @@ def check_config(config: AnyConfig) -> None:
             "exactly; start as many with torchrun --nproc-per-node, or set mesh.data to -1 and mesh.fsdp to a divisor"
         )
     for key, size, parts in (
-        ("training.batch_size", config.training.batch_size, processes * config.optimizer.accumulate),
+        ("training.batch_size", config.training.batch_size, processes * config.optimizer.gradient_accumulation),
         ("validation.batch_size", config.validation.batch_size, processes),
     ):
         if size % parts:
             raise ValueError(
                 f"{key} {size} is not divisible by {parts} (processes: {processes}"
-                + (f", optimizer.accumulate: {config.optimizer.accumulate}" if parts != processes else "")
+                + (
+                    f", optimizer.gradient_accumulation: {config.optimizer.gradient_accumulation}"
+                    if parts != processes
+                    else ""
+                )
                 + f"); the nearest that is: {max(parts, round(size / parts) * parts)}"
             )
 

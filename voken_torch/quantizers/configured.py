@@ -10,7 +10,7 @@ from typing import NamedTuple
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from voken_common.config.tokenizer import IBQConfig, LFQConfig, QuantizerConfig
+from voken_common.config.quantizer import IBQConfig, LFQConfig, QuantizerConfig
 from voken_torch.device.kernels import at_least_float32
 from voken_torch.quantizers.blocks import ReduceMean, in_full_precision
 from voken_torch.quantizers.ibq import codebook_lookup, ibq, ibq_encode
@@ -51,7 +51,7 @@ def quantize(
             beta=config.beta,
             legacy=config.legacy,
             l2_normalize=config.l2_normalize,
-            memory_budget_bytes=config.memory_budget_mb * MIB,
+            memory_budget_bytes=config.memory_budget_mib * MIB,
         )
         return Quantized(out.quantized, out.indices, {"quant_loss": out.loss})
 
@@ -62,7 +62,7 @@ def _lfq(config: LFQConfig, latents: Float[Tensor, "B h w D"], reduce_mean: Redu
         temperature=config.temperature,
         sample_weight=config.sample_entropy_weight,
         batch_weight=config.batch_entropy_weight,
-        block_bytes=config.memory_budget_mb * MIB,
+        block_bytes=config.memory_budget_mib * MIB,
         reduce_mean=reduce_mean,
     )
     terms = {
@@ -85,7 +85,7 @@ def _ibq(
         temperature=config.temperature,
         sample_weight=config.sample_entropy_weight,
         batch_weight=config.batch_entropy_weight,
-        memory_budget_bytes=config.memory_budget_mb * MIB,
+        memory_budget_bytes=config.memory_budget_mib * MIB,
         reduce_mean=reduce_mean,
     )
     terms = {"quant_loss": out.quant_loss}
@@ -105,7 +105,7 @@ def encode_indices(
     latents = at_least_float32(latents)
     if isinstance(config, LFQConfig):
         return lfq_indices(_in_order(config, latents))
-    budget = config.memory_budget_mb * MIB
+    budget = config.memory_budget_mib * MIB
     if isinstance(config, IBQConfig):
         return ibq_encode(latents, _required(codebook), memory_budget_bytes=budget)
     return vq_encode(latents, _required(codebook), l2_normalize=config.l2_normalize, memory_budget_bytes=budget)
@@ -122,7 +122,7 @@ def code_indices(config: QuantizerConfig, codes: Float[Tensor, "B h w D"], codeb
     """Ids of exact codes, the inverse of `lookup`: nearest by distance, which an inner product need not be."""
     if isinstance(config, LFQConfig):
         return lfq_indices(_in_order(config, codes))
-    return vq_encode(codes, _required(codebook), memory_budget_bytes=config.memory_budget_mb * MIB)
+    return vq_encode(codes, _required(codebook), memory_budget_bytes=config.memory_budget_mib * MIB)
 
 
 def _in_order(config: LFQConfig, channels: Float[Tensor, "B h w D"]) -> Float[Tensor, "B h w D"]:

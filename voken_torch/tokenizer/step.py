@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from voken_common.config.quantizer import quantizer_loss
 from voken_common.config.schedules import Schedule
 from voken_common.config.tokenizer import Config
 from voken_torch.device.kernels import at_least_float32
@@ -137,12 +138,12 @@ class TokenizerStep:
         assert state.players is self.players, "a step is built for the networks of one state"
         for network in self.players:
             network.train()
-        lfq = self.config.quantizer.kind == "lfq"
-        kept = Kept(state, whole_discriminator=not lfq)
+        generator_first = self.config.generator_first
+        kept = Kept(state, whole_discriminator=not generator_first)
         task = _Task(self, state)
         try:
             micro = self._micro_batches(images)
-            metrics = task.generator_first(micro) if lfq else task.discriminator_first(micro)
+            metrics = task.generator_first(micro) if generator_first else task.discriminator_first(micro)
             require_finite(metrics, state.step)
         except BaseException:
             kept.restore()
@@ -150,14 +151,14 @@ class TokenizerStep:
                 network.zero_grad(set_to_none=True)
             raise
         task.update("generator", metrics)
-        if lfq:
+        if generator_first:
             task.update("discriminator", metrics)
         self._finish(state, task.lecam)
         self.seen_codes.see(task.ids)
         return metrics
 
     def _micro_batches(self, images: Images) -> list[Images]:
-        parts, channels = self.config.optimizer.accumulate, self.config.model.image_channels
+        parts, channels = self.config.optimizer.gradient_accumulation, self.config.model.image_channels
         axes = "T, H, W" if self.config.model.is_video else "H, W"
         if (
             images.ndim != 2 + len(axes.split())
@@ -167,7 +168,7 @@ class TokenizerStep:
         ):
             raise ValueError(
                 f"images have shape {tuple(images.shape)}: expected (B, {channels}, {axes}) with B a multiple of "
-                f"optimizer.accumulate {parts}"
+                f"optimizer.gradient_accumulation {parts}"
             )
         dtype = getattr(torch, self.config.precision.param_dtype)
         images = images.to(self.runtime.device, dtype)
@@ -228,16 +229,8 @@ class _Task:
             return generator(images)
 
     def quantizer_loss(self, terms: Metrics) -> tuple[Scalar, Metrics]:
-        """The quantizer's weighted terms, and what to log of them."""
-        config = self.config.quantizer
-        if config.kind == "lfq":
-            remaining = max(0.0, 1.0 - self.state.step / config.enlarge_steps)
-            weight = config.codebook_weight * (1.0 + config.enlarge_ratio * remaining)
-            return weight * terms["entropy_loss"] + config.commitment_weight * terms["commitment_loss"], dict(terms)
-        loss = config.quant_weight * terms["quant_loss"]
-        if config.kind == "ibq" and config.use_entropy:
-            loss = loss + config.entropy_weight * terms["entropy_loss"]
-        return loss, {**terms, "codebook_loss": loss}
+        """Weight and sum the quantizer's terms, and say what to log of them."""
+        return quantizer_loss(self.config.quantizer, terms, self.state.step)
 
     def nll(self, reconstruction: Images, images: Images) -> tuple[Scalar, Metrics]:
         """Absolute difference plus the weighted perceptual distance."""

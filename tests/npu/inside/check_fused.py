@@ -16,7 +16,7 @@ IBQ = config_of("ibq", "patchgan", dtype="float32", optimizer={"weight_decay": 0
 
 @pytest.mark.parametrize("kind", ["lfq", "ibq"])
 def test_fused_equals_plain(kind):
-    config = config_of(kind, dtype="float32", optimizer={"accumulate": 2, "weight_decay": 0.1})
+    config = config_of(kind, dtype="float32", optimizer={"gradient_accumulation": 2, "weight_decay": 0.1})
     (fused_step, fused), (plain_step, plain) = build(config, FUSED), build(config)
     for ours, theirs in zip(take(fused_step, fused, range(3)), take(plain_step, plain, range(3))):
         assert_same(ours, theirs, 1e-4)

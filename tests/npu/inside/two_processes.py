@@ -20,7 +20,9 @@ from voken_torch.train import main as command
 
 STEPS = 3
 CONFIGS = {
-    "global": config_of("ibq", "patchgan", dtype="float32", optimizer={"learning_rate": 1e-5, "accumulate": 2}),
+    "global": config_of(
+        "ibq", "patchgan", dtype="float32", optimizer={"learning_rate": 1e-5, "gradient_accumulation": 2}
+    ),
     "per_device": config_of("lfq", "patchgan", dtype="float32", statistics_scope="per_device"),
 }
 

@@ -101,7 +101,7 @@ def test_wrong_type_names_key_value_and_type():
 def test_wrong_choice_lists_what_is_allowed():
     text = message(changed(LFQ, optimizer__schedule__kind="cosine"))
     assert "optimizer.schedule.kind = 'cosine'" in text
-    assert "'constant', 'lin0', 'cos'" in text
+    assert "'constant', 'linear', 'cos'" in text
 
 
 def test_missing_key():
@@ -128,7 +128,11 @@ def test_missing_key():
         (LFQ, {"model__dropout": 0.1}, "network magvit2 has no dropout"),
         (IBQ, {"model__attention_resolutions": [8]}, "attention_resolutions [8] are never reached"),
         (IBQ, {"model__attention_resolutions": [8]}, "the levels are [32, 16]"),
-        (LFQ, {"optimizer__accumulate": 3}, "training.batch_size 8 is not divisible by optimizer.accumulate 3"),
+        (
+            LFQ,
+            {"optimizer__gradient_accumulation": 3},
+            "training.batch_size 8 is not divisible by optimizer.gradient_accumulation 3",
+        ),
         (LFQ, {"training__epochs": 2}, "set exactly one of epochs and steps"),
         (LFQ, {"optimizer__schedule__drop_epochs": [2]}, "drop_epochs needs training.epochs"),
         (
@@ -155,13 +159,17 @@ def test_batch_must_divide_over_devices():
     config = validate(changed(LFQ, training__batch_size=12), "x")
     with pytest.raises(ValueError, match=r"training.batch_size 12 is not divisible by 8 \(devices along data and fsdp"):
         check_batch(config, make_mesh(config.mesh))
-    config = validate(changed(LFQ, training__batch_size=24, optimizer__accumulate=2), "x")
-    with pytest.raises(ValueError, match=r"not divisible by 16 .*optimizer.accumulate: 2\); the nearest that is: 32"):
+    config = validate(changed(LFQ, training__batch_size=24, optimizer__gradient_accumulation=2), "x")
+    with pytest.raises(
+        ValueError, match=r"not divisible by 16 .*optimizer.gradient_accumulation: 2\); the nearest that is: 32"
+    ):
         check_batch(config, make_mesh(config.mesh))
     config = validate(changed(LFQ, validation__batch_size=30), "x")
     with pytest.raises(ValueError, match="validation.batch_size 30 is not divisible by 8"):
         check_batch(config, make_mesh(config.mesh))
-    check_batch(validate(changed(LFQ, training__batch_size=16, optimizer__accumulate=2), "x"), make_mesh(config.mesh))
+    check_batch(
+        validate(changed(LFQ, training__batch_size=16, optimizer__gradient_accumulation=2), "x"), make_mesh(config.mesh)
+    )
 
 
 def test_mesh_must_use_every_device():

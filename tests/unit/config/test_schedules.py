@@ -7,7 +7,7 @@ from tests.unit.config.test_config import LFQ, changed
 from voken_common.config.loading import validate
 from voken_common.config.schedules import Schedule, build_schedule, cosine_weight_decay
 
-KINDS = ["constant", "lin0", "cos", "linear-warmup", "linear-warmup_cosine-decay"]
+KINDS = ["constant", "linear", "cos", "linear-warmup", "linear-warmup_cosine-decay"]
 
 
 def schedule(kind, **changes):
@@ -33,12 +33,12 @@ def test_short_runs_are_finite(kind, warmup, total):
 @pytest.mark.parametrize("kind", KINDS)
 def test_warm_up_is_a_line_that_meets_one(kind):
     factors = schedule(kind)(np.arange(11))
-    assert factors[0] == (0.0 if kind.startswith("linear") else 0.005)
+    assert factors[0] == (0.0 if kind.startswith("linear-") else 0.005)
     np.testing.assert_allclose(np.diff(factors[:10]), factors[1] - factors[0])
     assert factors[10] == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("kind, last", [("lin0", 0.1), ("cos", 0.1), ("constant", 1.0), ("linear-warmup", 1.0)])
+@pytest.mark.parametrize("kind, last", [("linear", 0.1), ("cos", 0.1), ("constant", 1.0), ("linear-warmup", 1.0)])
 def test_the_last_step_has_the_end_factor(kind, last):
     assert schedule(kind)(99) == pytest.approx(last)
 

@@ -18,7 +18,7 @@ STEPS = 2
 GLOBAL = {
     "lfq": config_of("lfq", "patchgan"),
     "adaptive": config_of("ibq", "patchgan", adversarial={"generator_weight": None, "lecam_weight": 0.5}),
-    "micro-batches": config_of("ibq", "patchgan", optimizer={"accumulate": 2, "gradient_clip": 0.1}),
+    "micro-batches": config_of("ibq", "patchgan", optimizer={"gradient_accumulation": 2, "gradient_clip": 0.1}),
 }
 PER_DEVICE = config_of("lfq", "patchgan", statistics_scope="per_device")
 

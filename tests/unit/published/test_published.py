@@ -120,10 +120,10 @@ def test_recipe(model):
     assert config.adversarial.lecam_weight == lecam.get(model.name, 0.05)
     if quantizer.kind == "lfq":
         assert quantizer.codebook_size == (2**14 if "16384" in model.name else 2**18)
-        assert (quantizer.codebook_weight, quantizer.commitment_weight) == (0.1, 0.25)
+        assert (quantizer.entropy_weight, quantizer.commitment_weight) == (0.1, 0.25)
     else:
         assert quantizer.codebook_size == int(model.name.rsplit("_", 1)[1])
-        weights = (quantizer.quant_weight, quantizer.entropy_weight, quantizer.beta, quantizer.temperature)
+        weights = (quantizer.quantizer_weight, quantizer.entropy_weight, quantizer.beta, quantizer.temperature)
         assert weights == (1.0, 0.05, 0.25, 0.01)
     length = {
         "imagenet_lfqgan_256_L": (270, (200, 250)),

@@ -82,7 +82,7 @@ def test_micro_batches_add_up(kind):
     quantizer = config.quantizer.model_copy(update=entropy)
     results = []
     for parts in (1, 2):
-        optimizer = config.optimizer.model_copy(update={"accumulate": parts})
+        optimizer = config.optimizer.model_copy(update={"gradient_accumulation": parts})
         step, state = build(config.model_copy(update={"optimizer": optimizer, "quantizer": quantizer}))
         metrics = step(state, images_of())
         for of_the_batch in ("codebook_entropy", "entropy_loss", "lecam_loss"):
@@ -123,10 +123,10 @@ def test_a_generator_that_fails_after_the_discriminator_moved():
 
 
 def test_wrong_images_are_refused():
-    step, state = build(config_of(optimizer={"accumulate": 2}))
+    step, state = build(config_of(optimizer={"gradient_accumulation": 2}))
     with pytest.raises(ValueError, match=r"images have shape \(4, 16, 16, 3\): expected \(B, 3, H, W\)"):
         step(state, images_of().movedim(1, -1))
-    with pytest.raises(ValueError, match="a multiple of optimizer.accumulate 2"):
+    with pytest.raises(ValueError, match="a multiple of optimizer.gradient_accumulation 2"):
         step(state, images_of(count=3))
     assert state.step == 0
 

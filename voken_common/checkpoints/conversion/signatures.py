@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from voken_common.config.generator import GeneratorConfig
 from voken_common.config.loading import AnyConfig
-from voken_common.config.tokenizer import Config, LFQConfig
+from voken_common.config.quantizer import LFQConfig
+from voken_common.config.tokenizer import Config
 
 _CODEBOOK = "quantize.embedding.weight"
 _VIDEO = "encoder.conv_in.conv_1."
