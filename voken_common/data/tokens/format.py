@@ -136,14 +136,7 @@ class TokenInfo(_Section):
     def identity(self) -> dict[str, Any]:
         """All that has to be the same for a run to go on in this folder; where the checkpoint lies is not."""
         values = self.model_dump(mode="json", exclude={"complete", "records", "classes", "bad", "sizes"})
-<<<<<<< HEAD
         values["tokenizer"] = self.tokenizer.fingerprint
-=======
-        tokenizer = self.tokenizer
-        # Fingerprints of earlier versions do not tell precisions apart; their folders in float32 stay the same.
-        exact = tokenizer.precision == "float32"
-        values["tokenizer"] = tokenizer.fingerprint if exact else [tokenizer.fingerprint, tokenizer.precision]
->>>>>>> 9fc646a (Config keys are named after what they set, old ones are still read; which player moves first is a setting)
         if not self.class_names:
             # Folders of versions that did not keep the names stay the same data sets.
             del values["class_names"]
