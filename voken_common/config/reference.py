@@ -80,14 +80,18 @@ def describe(kind: str, setting: Setting) -> str:
 
 
 def markdown() -> str:
-    """Write the reference as Markdown tables, one per section."""
-    parts = []
+    """Write the reference as Markdown tables, one per section; a section that stands twice is written once."""
+    parts, seen = [], dict[tuple[Any, ...], str]()
     for kind in ROOTS:
-        parts.append(f"## kind: {kind}\n")
+        parts.append(f"### kind: {kind}\n")
         for section in sections(kind):
             title = f"`{section.key}`" if section.key else "top level"
             title += f", kind `{section.variant}`" if section.variant else ""
-            parts.append(f"### {kind}: {title}\n")
+            parts.append(f"#### {kind}: {title}\n")
+            same = seen.setdefault(_content(section), f"{kind}: {title}")
+            if same != f"{kind}: {title}":
+                parts.append(f"The same keys as in {same}.\n")
+                continue
             if section.meaning:
                 parts.append(f"{section.meaning}\n")
             rows = ["| key | values | default | meaning |", "|---|---|---|---|"]
@@ -96,9 +100,16 @@ def markdown() -> str:
     return "\n".join(parts)
 
 
+def _content(section: Section) -> tuple[Any, ...]:
+    """Return all that a section's table shows, apart from the path of the section."""
+    settings = [(s.key.rpartition(".")[2], s.type, s.default, s.meaning) for s in section.settings]
+    return (section.key if not section.key else "", section.variant, section.meaning, *settings)
+
+
 def _row(setting: Setting) -> str:
     default = "(must be set)" if setting.default is None else f"`{setting.default}`"
     cells = [f"`{setting.key}`", setting.type, default, setting.meaning]
+    cells[0] = f"`{setting.key.rpartition('.')[2]}`"
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 

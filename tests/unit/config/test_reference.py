@@ -1,5 +1,7 @@
 """The reference of settings, and the origins of values."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -8,6 +10,8 @@ from voken_common.config import reference
 from voken_common.config.loading import load_any_config, to_yaml
 from voken_common.config.origins import annotated_yaml
 from voken_common.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def every_setting(kinds=tuple(reference.ROOTS)):
@@ -59,6 +63,26 @@ def test_origins_name_file_override_and_default(tmp_path):
     assert origins["ema_decay"] == "default"
     config = load_any_config(tmp_path / "mine.yaml", ["seed=7"])
     assert yaml.safe_load(text) == yaml.safe_load(to_yaml(config))
+
+
+def test_every_key_says_what_it_means():
+    silent = {(setting.key, setting.variant) for setting in every_setting() if not setting.meaning}
+    assert not silent, f"describe these in the schema, in a docstring below the field: {sorted(silent)}"
+
+
+def test_the_page_is_what_the_schemas_say():
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    written = page.split("<!-- reference -->")[1].split("<!-- /reference -->")[0]
+    assert written.strip() == reference.markdown().strip(), "run scripts/write_reference.py"
+
+
+def test_the_worked_example_of_the_page_loads(tmp_path):
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    example = page.split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "my_photos.yaml").write_text(example)
+    config = load_any_config(tmp_path / "my_photos.yaml")
+    assert (config.quantizer.codebook_size, config.model.downsampling) == (4096, 8)
 
 
 def test_the_command(capsys):
