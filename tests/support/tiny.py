@@ -33,6 +33,7 @@ TINY = {
     "validation": {"every": 3, "batch_size": 8, "pictures": 4},
     "checkpoint": {"every": 2, "keep_last": 2, "keep_best": 1},
 }
+SHALLOW = {"discriminator": {"kind": "patchgan", "channels": 4, "layers": 1}}
 VQGAN = {
     "model": TINY["model"] | {"network": "vqgan", "resolution": 8, "channel_multipliers": [1]},
     "discriminator": {"kind": "patchgan", "channels": 4, "layers": 1},

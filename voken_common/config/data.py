@@ -23,7 +23,9 @@ class ImageFolderConfig(Section):
     """A folder of images: ImageNet layout (`PATH/<class>/*.JPEG`) or flat (`PATH/*.png`), found by looking."""
 
     kind: Literal["image_folder"] = "image_folder"
+    """Kind of this section."""
     path: NonEmpty
+    """The folder."""
     exclude: tuple[NonEmpty, ...] = ()
     """File names to leave out."""
     list_cache: NonEmpty | None = None
@@ -34,26 +36,37 @@ class ListFileConfig(Section):
     """A text file with one image per line: `PATH` or `PATH<TAB>LABEL`, relative to `root` or to the list file."""
 
     kind: Literal["list_file"] = "list_file"
+    """Kind of this section."""
     path: NonEmpty
+    """The list."""
     root: NonEmpty | None = None
+    """Folder that relative paths start from; null: that of the list."""
 
 
 class TFDSConfig(Section):
     """A TensorFlow Datasets image set prepared with file_format=array_record; TensorFlow is not needed to read it."""
 
     kind: Literal["tfds"] = "tfds"
+    """Kind of this section."""
     name: NonEmpty
+    """Name of the data set, such as imagenet2012."""
     split: NonEmpty
+    """Split, such as train or validation[:1000]."""
     data_dir: NonEmpty | None = None
+    """Folder of the prepared data sets; null: the one that TFDS uses."""
     image_key: NonEmpty = "image"
+    """Feature that holds the image."""
     label_key: NonEmpty | None = "label"
+    """Feature that holds the label; null: no labels."""
 
 
 class SkimageConfig(Section):
     """The photographs bundled with scikit-image; `region` keeps training and held-out pixels apart."""
 
     kind: Literal["skimage"] = "skimage"
+    """Kind of this section."""
     region: Literal["train", "held_out", "all"]
+    """Part of every photograph: train (left), held_out (right) or all."""
     crops: PositiveInt | None = None
     """Samples per epoch, dealt out to the photographs in turn; None: one per photograph, cropped centrally. Where
     crops are not random (validation, or `crop: center`) their positions are a fixed even spread over the region."""
@@ -76,7 +89,9 @@ class TarConfig(Section):
     """Sets of text-to-image tars, shuffled as one, or mixed by weights. Captions are not read."""
 
     kind: Literal["tar"] = "tar"
+    """Kind of this section."""
     sets: Annotated[tuple[TarSetConfig, ...], Field(min_length=1)]
+    """The sets."""
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
@@ -90,7 +105,9 @@ class ImageNetTarConfig(Section):
     """`ILSVRC2012_img_train.tar`, a tar with one tar per class, or `ILSVRC2012_img_val.tar`; read as it is."""
 
     kind: Literal["imagenet_tar"] = "imagenet_tar"
+    """Kind of this section."""
     path: NonEmpty
+    """The archive."""
     index: NonEmpty | None = None
     """File to keep the positions of the images in; None: PATH.index. Finding them reads through the tar once."""
     exclude: tuple[NonEmpty, ...] = ("n06596364_9591.JPEG",)
@@ -101,7 +118,9 @@ class VideoFolderConfig(Section):
     """A folder of videos, in classes as UCF-101 (`PATH/<class>/*.avi`) or flat; gives clips instead of images."""
 
     kind: Literal["video_folder"] = "video_folder"
+    """Kind of this section."""
     path: NonEmpty
+    """The folder."""
     frames: Side = 17
     """Frames per clip."""
     stride: Side = 1
@@ -114,6 +133,7 @@ class VideoFolderConfig(Section):
     upright: bool = True
     """Turn frames as the display matrix of the video says, as players do; false: as they are stored."""
     exclude: tuple[NonEmpty, ...] = ()
+    """File names to leave out."""
     list_cache: NonEmpty | None = None
     """As of an image folder."""
 
@@ -132,8 +152,11 @@ class DataConfig(Section):
     """Sources and transforms. Every image or frame ends as float32 RGB in [-1, 1] of side `image_size`."""
 
     train: SourceConfig
+    """Source of the training images."""
     validation: SourceConfig | None = None
+    """Source of the held-out images; null: no validation."""
     image_size: Side
+    """Side of the images that the network sees, in pixels."""
     validation_image_size: Side | None = None
     """Side of the validation images where it is another one, for figures of images larger than what is trained on."""
     resize: Literal["pil", "cv2", "none"] = "pil"

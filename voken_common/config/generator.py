@@ -65,15 +65,21 @@ class GeneratorOptimizerConfig(Section):
     """AdamW with schedules for the learning rate and the weight decay."""
 
     learning_rate: PositiveFloat = 3e-4
+    """Learning rate before the factor of the schedule."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """Decays of the first and second moment of Adam."""
     epsilon: PositiveFloat = 1e-8
+    """Epsilon of Adam."""
     weight_decay: NonNegativeFloat = 0.05
+    """Weight decay (decoupled)."""
     weight_decay_end: NonNegativeFloat = 0.0
     """Where half a cosine over the run takes the weight decay; 0 leaves it as it is."""
     decay_all: bool = True
     """True decays every tensor, as the published runs did; false spares those of one dimension."""
     gradient_clip: PositiveFloat | None = 1.0
+    """Largest global norm of the gradient; null: no limit."""
     gradient_accumulation: PositiveInt = 1
+    """Micro-batches per optimizer step; the global batch is split into this many."""
     ema_decay: Fraction | None = None
     """None, as in the published runs: no averages."""
     schedule: ScheduleConfig = ScheduleConfig()
@@ -83,10 +89,15 @@ class SamplingConfig(Section):
     """How samples are drawn: one value per sub-token."""
 
     scale: tuple[NonNegativeFloat, ...]
+    """Guidance scale; 1 means none."""
     temperature: tuple[NonNegativeFloat, ...]
+    """Divides the guided logits; 0 takes the most likely code."""
     top_k: tuple[NonNegativeInt, ...]
+    """Codes that stay; 0 means all."""
     top_p: tuple[Share, ...]
+    """Probability mass that stays."""
     guidance: Guidance = "constant"
+    """Course of the scale over the positions: constant, or rising from 1."""
 
     @field_validator("temperature")
     @classmethod
@@ -108,8 +119,11 @@ class GeneratorValidationConfig(Section):
     """When held-out loss is measured and samples are drawn."""
 
     every: PositiveInt = 5000
+    """Steps between validations; one always runs at the end."""
     batch_size: PositiveInt = 64
+    """Samples per batch of validation, over all devices."""
     max_samples: PositiveInt | None = None
+    """Samples to validate on; null: all."""
     pictures: NonNegativeInt = 8
     """Samples that are drawn and decoded, spread over the classes; they need `tokenizer`."""
 
@@ -118,9 +132,13 @@ class GeneratorCheckpointConfig(Section):
     """Which steps stay on disk."""
 
     every: PositiveInt = 5000
+    """Steps between checkpoints; one is always written at the end."""
     keep_last: PositiveInt = 2
+    """Newest steps that stay."""
     keep_best: NonNegativeInt = 1
+    """Best steps by `best_metric` that stay besides."""
     best_metric: Literal["loss"] = "loss"
+    """Metric of validation that decides which steps are best."""
     checksums: bool = True
     """Write checksums with every step and verify them on load; false saves the reading of very large files."""
 
@@ -129,8 +147,11 @@ class GeneratorConfig(Section):
     """A whole run of a generator: what is trained, on what, how, and what is kept."""
 
     kind: Literal["generator"] = "generator"
+    """Kind of run."""
     name: str
+    """Name of the run; the default work directory is runs/<name>."""
     seed: NonNegativeInt = 0
+    """Seed of the initial weights, the data order and all other chance."""
     tokenizer: str | None = None
     """Checkpoint of the tokenizer, for pictures and `data.images`; a published generator brings its own."""
     tokenizer_fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None

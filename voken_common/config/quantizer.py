@@ -22,16 +22,25 @@ class LFQConfig(Section):
 
     logged_sum: ClassVar[str | None] = None
     kind: Literal["lfq"] = "lfq"
+    """Kind of this section."""
     codebook_size: Codes
+    """Number of codes."""
     code_dim: Channels
+    """Length of a code; for LFQ its bits."""
     temperature: Temperature = 0.01
+    """Temperature of the softmax in the entropy terms."""
     sample_entropy_weight: NonNegativeFloat = 1.0
+    """Weight of the mean entropy of the single tokens, which is made small."""
     batch_entropy_weight: NonNegativeFloat = 1.0
+    """Weight of the entropy of the average token, which is made large."""
     entropy_weight: NonNegativeFloat = 0.1
     """Weight of the entropy term; multiplied by 1 + enlarge_ratio * max(0, 1 - step / enlarge_steps)."""
     enlarge_ratio: NonNegativeFloat = 3.0
+    """Additional factor on the entropy weight at step 0; see `enlarge_steps`."""
     enlarge_steps: PositiveInt = 2000
+    """Steps over which the additional factor falls to 0."""
     commitment_weight: NonNegativeFloat = 0.25
+    """Weight of the squared distance between latent and code."""
     bit_order: Literal["lsb_first", "msb_first"] = "lsb_first"
     """Worth of the first channel in an id: 1, or 2^(code_dim - 1) as in the models of June 2024; sub-tokens likewise,
     each by itself. The first sub-token is of the first channels either way."""
@@ -67,17 +76,25 @@ class IBQConfig(Section):
 
     logged_sum: ClassVar[str | None] = "codebook_loss"
     kind: Literal["ibq"] = "ibq"
+    """Kind of this section."""
     codebook_size: Annotated[int, Field(gt=1)]
+    """Number of codes."""
     code_dim: Channels
+    """Length of a code; for LFQ its bits."""
     beta: NonNegativeFloat = 0.25
+    """Weight of the commitment term inside the quantization loss."""
     use_entropy: bool = True
+    """Add the entropy terms to the loss."""
     temperature: Temperature = 0.01
     """Temperature of the entropy terms only; the straight-through softmax is at 1."""
     sample_entropy_weight: NonNegativeFloat = 1.0
+    """Weight of the mean entropy of the single tokens, which is made small."""
     batch_entropy_weight: NonNegativeFloat = 1.0
+    """Weight of the entropy of the average token, which is made large."""
     quantizer_weight: NonNegativeFloat = 1.0
     """Weight of the quantization loss; this is `codebook_weight` of the reference when use_entropy is false."""
     entropy_weight: NonNegativeFloat = 0.05
+    """Weight of the entropy loss in the total."""
     shard_codes: bool = False
     """Split the codebook over the mesh's model axis."""
     memory_budget_mib: PositiveInt = 256
@@ -94,12 +111,19 @@ class VQConfig(Section):
 
     logged_sum: ClassVar[str | None] = "codebook_loss"
     kind: Literal["vq"] = "vq"
+    """Kind of this section."""
     codebook_size: Annotated[int, Field(gt=1)]
+    """Number of codes."""
     code_dim: Channels
+    """Length of a code; for LFQ its bits."""
     beta: NonNegativeFloat = 0.25
+    """Weight of the commitment term inside the quantization loss."""
     legacy: bool = True
+    """True puts beta on the codebook term, as the original VQGAN did; false puts it on the commitment term."""
     l2_normalize: bool = False
+    """Normalise latents and codes to length 1 for the search of the nearest code only."""
     quantizer_weight: NonNegativeFloat = 1.0
+    """Weight of the quantization loss."""
     memory_budget_mib: PositiveInt = 256
     """Largest block of distances, in MiB."""
 

@@ -41,16 +41,23 @@ class ModelConfig(Section):
     """
 
     network: Literal["magvit2", "magvit2_video", "vqgan"]
+    """Architecture of encoder and decoder."""
     resolution: Side
     """Side of the training images or frames in pixels; decides where attention sits. Other sizes run as well."""
     channels: Channels = 128
     """Width at full resolution; level i is `channels * channel_multipliers[i]` wide."""
     channel_multipliers: tuple[Factor, ...] = Field(min_length=1, max_length=LONGEST_LADDER)
+    """One factor per level; every level after the first halves the sides."""
     residual_blocks: Layers
+    """Residual blocks per level of the encoder."""
     z_channels: Channels
+    """Channels of the latent; for LFQ they are the bits of a code."""
     image_channels: Channels = 3
+    """Channels of the images."""
     attention_resolutions: tuple[Side, ...] = ()
+    """Sides, in latent pixels at `resolution`, of the levels that have attention; vqgan only."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout inside the residual blocks; vqgan only."""
     adaptive_norm: bool = True
     """Of `magvit2`: the decoder's levels are modulated by its input. False is the network of June 2024."""
     norm_groups: Channels = 32
@@ -113,8 +120,11 @@ class PatchGANConfig(Section):
     """Patch discriminator with batch norm."""
 
     kind: Literal["patchgan"] = "patchgan"
+    """Kind of this section."""
     channels: Channels = 64
+    """Width of the first layer; each layer doubles it up to 8 times."""
     layers: Layers = 3
+    """Strided layers after the first."""
 
     @property
     def strides(self) -> tuple[tuple[int, int], ...]:
@@ -126,10 +136,15 @@ class BlurConfig(Section):
     """Discriminator that downsamples with a binomial blur (or with 2x2 average pooling) and group norm."""
 
     kind: Literal["blur"] = "blur"
+    """Kind of this section."""
     hidden_channels: Channels = 128
+    """Width of the first layer; stage i has 2^i times as many."""
     stages: Layers = 4
+    """Stages, each of which halves the sides."""
     blur_resample: bool = True
+    """True downsamples with a binomial blur, false with 2 x 2 average pooling."""
     blur_kernel_size: Annotated[int, Field(ge=3, le=5)] = 4
+    """Length of the binomial kernel: 3, 4 or 5."""
 
     @model_validator(mode="after")
     def _check(self) -> BlurConfig:
@@ -145,14 +160,19 @@ class AdversarialConfig(Section):
     """How the two players' losses are weighted."""
 
     objective: Literal["hinge", "vanilla", "non_saturating"] = "hinge"
+    """Loss of the discriminator."""
     generator_weight: NonNegativeFloat | None = 0.1
     """None: adaptive weight, adaptive_scale * |d nll / d w| / (|d g / d w| + 1e-4), w the decoder's last kernel."""
     adaptive_scale: NonNegativeFloat = 0.8
+    """Factor on the adaptive weight; used when generator_weight is null."""
     discriminator_factor: NonNegativeFloat = 1.0
+    """Factor on both adversarial terms from `start_step` on."""
     start_step: NonNegativeInt = 0
     """Both adversarial terms are 0 before this step; the passes and the optimizer steps happen all the same."""
     lecam_weight: NonNegativeFloat = 0.05
+    """Weight of the LeCAM regulariser in the loss of the discriminator."""
     lecam_decay: Fraction = 0.999
+    """Decay of the averages of the logits that LeCAM uses."""
     lecam_from_start: bool | None = None
     """Move LeCAM's averages from the first step, or only once `start_step` is reached; None: as the reference does for
     the network, from the start for magvit2."""
@@ -165,20 +185,30 @@ class PerceptualConfig(Section):
     """LPIPS with VGG16. `weights`: none (no perceptual loss), auto (cache, else download) or a folder."""
 
     weights: str = "auto"
+    """LPIPS weights: none (train without), auto (cache, else download) or a folder."""
     weight: NonNegativeFloat = 1.0
+    """Weight of the perceptual loss beside the absolute difference."""
 
 
 class ScheduleConfig(Section):
     """Learning-rate factor over steps; drops multiply whatever the schedule gives."""
 
     kind: Literal["constant", "linear", "cos", "linear-warmup", "linear-warmup_cosine-decay"] = "constant"
+    """Kind of this section."""
     warmup_steps: NonNegativeInt | None = None
+    """Length of the warm-up in steps; or set warmup_epochs."""
     warmup_epochs: NonNegativeFloat | None = None
+    """Length of the warm-up in epochs; or set warmup_steps."""
     start_factor: NonNegativeFloat = 0.005
+    """Factor on the learning rate at step 0 of the warm-up."""
     end_factor: NonNegativeFloat = 0.1
+    """Factor on the learning rate at the end of the run."""
     drop_epochs: tuple[PositiveInt, ...] = ()
+    """Epochs after which the learning rate is multiplied by drop_factor."""
     drop_steps: tuple[PositiveInt, ...] = ()
+    """Steps from which on the learning rate is multiplied by drop_factor."""
     drop_factor: PositiveFloat = 0.1
+    """Factor of each drop."""
 
     @model_validator(mode="after")
     def _check(self) -> ScheduleConfig:
@@ -191,14 +221,19 @@ class OptimizerConfig(Section):
     """Adam for both players."""
 
     learning_rate: PositiveFloat = 1e-4
+    """Learning rate before the factor of the schedule."""
     betas: tuple[Fraction, Fraction] = (0.5, 0.9)
+    """Decays of the first and second moment of Adam."""
     epsilon: PositiveFloat = 1e-8
+    """Epsilon of Adam."""
     weight_decay: NonNegativeFloat = 0.0
+    """Weight decay (decoupled)."""
     gradient_clip: PositiveFloat | None = None
     """Largest global norm of each player's gradient."""
     gradient_accumulation: PositiveInt = 1
     """Micro-batches per optimizer step; the global batch is split into this many."""
     ema_decay: Fraction = 0.999
+    """Decay of the exponential average of the weights, per step."""
     schedule: ScheduleConfig = ScheduleConfig()
 
 
@@ -206,7 +241,9 @@ class PrecisionConfig(Section):
     """Norms, losses and quantizer logits are in float32 at least, whatever compute is."""
 
     param_dtype: Literal["float32", "float64"] = "float32"
+    """Format of the weights and of the optimizer."""
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Format of matrix products and convolutions."""
     remat: bool = False
     """Recompute residual blocks in the backward pass instead of keeping their activations."""
 
@@ -215,8 +252,11 @@ class MeshConfig(Section):
     """Devices along each mesh axis; -1 for `data` means all that are left."""
 
     data: int = -1
+    """Devices over which the batch is split; -1: all that are left."""
     fsdp: PositiveInt = 1
+    """Devices over which batch, weights and moments are split."""
     model: PositiveInt = 1
+    """Devices over which a sharded codebook, or a generator's layers, are split."""
 
     @model_validator(mode="after")
     def _check(self) -> MeshConfig:
@@ -231,8 +271,11 @@ class TrainingConfig(Section):
     batch_size: PositiveInt
     """Global: images per optimizer step over all devices and micro-batches."""
     epochs: PositiveInt | None = None
+    """Length of the run in epochs; or set steps."""
     steps: PositiveInt | None = None
+    """Length of the run in optimizer steps; or set epochs."""
     log_every: PositiveInt = 100
+    """Steps between two logged ones."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainingConfig:
@@ -247,7 +290,9 @@ class ValidationConfig(Section):
     every: PositiveInt = 5000
     """Steps between validations; one always runs at the end."""
     batch_size: PositiveInt = 32
+    """Images per batch of validation, over all devices."""
     max_images: PositiveInt | None = None
+    """Images to validate on; null: all."""
     pictures: NonNegativeInt = 8
     """Images in the reconstruction grid."""
     metrics: tuple[Literal["rfid", "ssim", "lpips_alex", "lpips_vgg"], ...] = ()
@@ -262,11 +307,15 @@ class CheckpointConfig(Section):
     """Which steps stay on disk."""
 
     every: PositiveInt = 5000
+    """Steps between checkpoints; one is always written at the end."""
     keep_last: PositiveInt = 2
+    """Newest steps that stay."""
     keep_best: NonNegativeInt = 1
+    """Best steps by `best_metric` that stay besides."""
     best_metric: Literal[
         "psnr", "l1", "lpips", "codebook_usage", "codebook_perplexity", "rfid", "ssim", "lpips_alex", "lpips_vgg"
     ] = "psnr"
+    """Metric of validation that decides which steps are best."""
     checksums: bool = True
     """Write checksums with every step and verify them on load; false saves the reading of very large files."""
 
@@ -300,8 +349,11 @@ class Config(Section):
     """A whole run: what is trained, on what, how, and what is kept."""
 
     kind: Literal["tokenizer"] = "tokenizer"
+    """Kind of run."""
     name: str
+    """Name of the run; the default work directory is runs/<name>."""
     seed: NonNegativeInt = 0
+    """Seed of the initial weights, the data order and all other chance."""
     statistics_scope: Literal["global", "per_device"] = "global"
     """Batch entropy, batch norm and LeCAM means over the global batch, or per device as in the reference."""
     model: ModelConfig

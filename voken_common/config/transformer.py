@@ -21,22 +21,31 @@ class TransformerConfig(Section):
     """
 
     network: Literal["factorized", "adaptive"]
+    """Family: factorized (Open-MAGVIT2) or adaptive (IBQ)."""
     vocabularies: Annotated[tuple[Codes, ...], Field(min_length=1, max_length=2)]
     """Codes per (sub-)token, in the order in which they are predicted."""
     grid: Side = 16
     """Tokens along one side."""
     classes: Codes = 1000
+    """Number of classes."""
     layers: Layers
+    """Transformer blocks."""
     factorized_layers: Annotated[int, Field(ge=0, le=2**10)] = 0
+    """Blocks that predict the second sub-token; factorized only."""
     heads: Layers
+    """Attention heads."""
     width: Channels
+    """Features per position."""
     multiple_of: Channels = 256
     """The feed-forward width is 8/3 of the width, rounded up to a multiple of this."""
     modulation_scale: NonNegativeFloat = 1e-3
     """Factor on the initial gates of the adaptive blocks."""
     token_dropout: Probability = 0.1
+    """Dropout on the embedded sequence."""
     residual_dropout: Probability = 0.1
+    """Dropout after attention."""
     feed_forward_dropout: Probability = 0.1
+    """Dropout after the feed-forward layer."""
     label_dropout: Probability = 0.1
     """How often training replaces the class by the one that stands for none."""
 

@@ -18,8 +18,11 @@ class PatchGAN3DConfig(Section):
     """Patch discriminator over whole clips: 3x3x3 convolutions with batch norm."""
 
     kind: Literal["patchgan_3d"] = "patchgan_3d"
+    """Kind of this section."""
     channels: Channels = 64
+    """Width of the first layer; each layer doubles it up to 8 times."""
     layers: Layers = 4
+    """Strided layers."""
 
     @property
     def strides(self) -> tuple[tuple[int, int, int], ...]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.support.tiny import TINY
+from tests.support.tiny import SHALLOW, TINY
 from tests.support.tiny_generator import ADAPTIVE, GRID, generator_config
 from voken_common.config.loading import validate
 from voken_common.data.errors import DataError
@@ -43,7 +43,7 @@ def section(train, validation, **changes):
     sources = {
         key: {"kind": "image_folder", "path": str(path)} for key, path in (("train", train), ("validation", validation))
     }
-    return validate(TINY | {"data": sources | {"image_size": 8, "workers": 0} | changes}, "data").data
+    return validate(TINY | SHALLOW | {"data": sources | {"image_size": 8, "workers": 0} | changes}, "data").data
 
 
 def labels_by_name(data):
@@ -113,7 +113,7 @@ def test_only_one_side_named_is_said(tmp_path, caplog):
 
 def validate_list(path):
     sources = {"train": {"kind": "list_file", "path": str(path)}, "image_size": 8}
-    return validate(TINY | {"data": sources}, "data").data.train
+    return validate(TINY | SHALLOW | {"data": sources}, "data").data.train
 
 
 class Values:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.tiny import TINY, quantized_by
+from tests.support.tiny import SHALLOW, TINY, quantized_by
 from voken_common.commands import main as command
 from voken_common.commands.encode import transfer
 from voken_common.config.data import DataConfig
@@ -61,7 +61,7 @@ def images(tmp_path_factory):
 
 def data(images, **changes):
     section = {"train": {"kind": "image_folder", "path": str(images)}, "image_size": SIDE, "workers": 0}
-    return validate(TINY | {"data": section | changes}, "data").data
+    return validate(TINY | SHALLOW | {"data": section | changes}, "data").data
 
 
 def encode(images, output, *, tokenizer=None, changes=None, **settings):
@@ -216,7 +216,10 @@ def test_too_many_bad_images_stop_also_over_processes(damaged, tmp_path):
 
 
 def test_settings_that_cannot_be_used(images, tmp_path):
+    odd = data(images).model_copy(update={"image_size": 7})
     with pytest.raises(ValueError, match=r"image size 7 is no multiple of 2, the pixels per token of tiny: choose 6"):
+        encode_dataset(Corners(), odd, tmp_path, Encoding(show=False))
+    with pytest.raises(ValueError, match=r"data\.image_size 7 is not divisible by the 2 pixels per token"):
         encode(images, tmp_path, changes={"image_size": 7})
     videos = data(images).model_dump(mode="json") | {"train": {"kind": "video_folder", "path": str(images)}}
     with pytest.raises(DataError, match="the source gives videos, and tiny makes tokens of images"):

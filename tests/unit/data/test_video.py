@@ -81,13 +81,13 @@ def test_frames_are_found_by_number(tmp_path, extension, wanted):
     reader = ClipReader()
     assert reader.frames(path) == 30
     assert [frame_numbers(frame[None])[0] for frame in reader.read(path, wanted)] == wanted
-    assert [frame_numbers(frame[None])[0] for frame in video._by_number(path, wanted)] == wanted
+    assert [frame_numbers(frame[None])[0] for frame in video._by_number(path, wanted, True)] == wanted
     assert reader.read(path, wanted)[0].shape == (32, 48, 3)
 
 
 def test_seeking_is_used_and_gives_what_decoding_from_the_start_gives(tmp_path, monkeypatch):
     path = str(write_video(tmp_path / "a.mp4", 60))
-    expected = video._by_number(path, [50, 53])
+    expected = video._by_number(path, [50, 53], True)
     monkeypatch.setattr(video, "_by_number", None)
     np.testing.assert_array_equal(ClipReader().read(path, [50, 53]), expected)
 

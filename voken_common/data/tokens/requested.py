@@ -42,6 +42,9 @@ def data_config(options: argparse.Namespace, config: Config) -> DataConfig:
             "says of places is not followed: name a folder of images, a list of files, or YAML with a data section, "
             "with --data"
         )
+    if not config.model.is_video:
+        # Neither a discriminator nor LPIPS will see these images: their least sides are none of encoding.
+        mapping |= {"discriminator": {"kind": "blur"}, "perceptual": {"weights": "none"}}
     return validate(mapping | {"data": {**mapping["data"], "train": source}}, origin).data
 
 
