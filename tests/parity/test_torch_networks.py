@@ -18,8 +18,9 @@ from tests.support.golden_cases import (
     weight,
 )
 from tests.support.reference_config import model_section
+from voken_common.config.adversarial import BlurConfig, PatchGANConfig
+from voken_common.config.model import ModelConfig
 from voken_common.config.quantizer import IBQConfig, LFQConfig
-from voken_common.config.tokenizer import BlurConfig, ModelConfig, PatchGANConfig
 from voken_common.config.video import PatchGAN3DConfig
 from voken_torch.models.autoencoder import Autoencoder
 from voken_torch.models.discriminator import build_discriminator

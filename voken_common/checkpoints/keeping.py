@@ -25,7 +25,7 @@ from voken_common.checkpoints.steps import (
     set_aside,
 )
 from voken_common.config.generator import GeneratorCheckpointConfig
-from voken_common.config.tokenizer import CheckpointConfig
+from voken_common.config.run import CheckpointConfig
 from voken_common.errors import CheckpointError
 from voken_common.processes import Processes
 

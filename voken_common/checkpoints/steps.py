@@ -22,7 +22,8 @@ from voken_common.causes import shortened
 from voken_common.config.differences import changed_keys
 from voken_common.config.generator import GeneratorCheckpointConfig, GeneratorConfig
 from voken_common.config.loading import AnyConfig, from_json
-from voken_common.config.tokenizer import CheckpointConfig, Config
+from voken_common.config.run import CheckpointConfig
+from voken_common.config.tokenizer import Config
 from voken_common.errors import CheckpointError, DamagedError, WorkdirError
 from voken_common.untrusted.text import shown
 

@@ -9,15 +9,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator, mo
 from voken_common.config.base import Section
 from voken_common.config.bounds import NonNegativeInt, PositiveInt, Workers
 from voken_common.config.data import RETRY_SECONDS, DataConfig
+from voken_common.config.run import Fraction, HealthConfig, MeshConfig, PrecisionConfig, ScheduleConfig, TrainingConfig
 from voken_common.config.sampling import Guidance, Sampling
-from voken_common.config.tokenizer import (
-    Fraction,
-    HealthConfig,
-    MeshConfig,
-    PrecisionConfig,
-    ScheduleConfig,
-    TrainingConfig,
-)
 from voken_common.config.transformer import TransformerConfig
 
 LEAST_TEMPERATURE = 1e-6

@@ -38,7 +38,7 @@ from voken_common.checkpoints.steps import (
 )
 from voken_common.config.generator import GeneratorCheckpointConfig
 from voken_common.config.loading import AnyConfig
-from voken_common.config.tokenizer import CheckpointConfig
+from voken_common.config.run import CheckpointConfig
 from voken_common.errors import CheckpointError
 from voken_common.untrusted.files import read_bytes
 from voken_common.untrusted.json_text import loads

@@ -11,8 +11,8 @@ import optax
 from jaxtyping import Array, Int
 
 from voken_common.config.generator import GeneratorOptimizerConfig
+from voken_common.config.run import OptimizerConfig
 from voken_common.config.schedules import Schedule, scheduled_weight_decay
-from voken_common.config.tokenizer import OptimizerConfig
 
 
 def build_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.GradientTransformation:

@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from voken_common.config.loading import AnyConfig
-from voken_common.config.tokenizer import Config, MeshConfig
+from voken_common.config.run import MeshConfig
+from voken_common.config.tokenizer import Config
 
 AXES = ("data", "fsdp", "model")
 SAMPLES = ("data", "fsdp")

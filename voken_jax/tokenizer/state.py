@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, UInt
 
 from voken_common.config.generator import GeneratorConfig
-from voken_common.config.tokenizer import Config, PrecisionConfig
+from voken_common.config.run import PrecisionConfig
+from voken_common.config.tokenizer import Config
 from voken_jax.models.autoencoder import Autoencoder
 from voken_jax.models.discriminator import build_discriminator
 from voken_jax.models.functional import Network, Weights

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from voken_common.config.adversarial import BlurConfig, PatchGANConfig
+from voken_common.config.model import ModelConfig
 from voken_common.config.quantizer import IBQConfig, LFQConfig, VQConfig
-from voken_common.config.tokenizer import BlurConfig, ModelConfig, PatchGANConfig
 from voken_jax.models.autoencoder import Autoencoder
 from voken_jax.models.discriminator import build_discriminator
 from voken_jax.models.functional import Network
