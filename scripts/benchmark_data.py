@@ -126,7 +126,7 @@ def decoding(paths: list[str], batch: int, pool: Any, target: int | None) -> Cal
 
 def pipeline(source: Any, target: int, batch: int, workers: int, **options: Any) -> Iterator[Any]:
     """The pipeline of this project, endless."""
-    from voken_common.config.data import DataConfig
+    from voken_common.config.schema.data import DataConfig
     from voken_common.data.pipeline import build_train_iterator
 
     config = DataConfig(train=source, image_size=target, workers=workers, crop="random", **options)
@@ -243,7 +243,7 @@ def single_process(paths: list[str], target: int) -> dict[str, float]:
 
 def contend(args: argparse.Namespace, folder: Path) -> dict[str, list[tuple[float, float]]]:
     """All contenders, taking turns."""
-    from voken_common.config.data import ImageFolderConfig, TarConfig, TarSetConfig, TFDSConfig
+    from voken_common.config.schema.data import ImageFolderConfig, TarConfig, TarSetConfig, TFDSConfig
 
     paths = sorted(str(path) for path in (folder / "files").rglob("*.jpg"))
     batch, workers, target = args.batch, args.workers, args.target

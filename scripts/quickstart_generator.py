@@ -37,7 +37,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def crops_of(config, region, pixels):
     """How the crops of one part of all photographs are read."""
-    from voken_common.config.data import DataConfig, SkimageConfig
+    from voken_common.config.schema.data import DataConfig, SkimageConfig
 
     source = SkimageConfig(region=region, crops=CROPS[region])
     return DataConfig(train=source, image_size=pixels, resize="none", crop="center", workers=0, cache=True)

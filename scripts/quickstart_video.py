@@ -67,7 +67,7 @@ def moving(photograph: np.ndarray, seed: int) -> list[np.ndarray]:
 
 def prepare(folder: Path) -> str:
     """Write the clips, unless they are there; says what they are."""
-    from voken_common.config.data import SkimageConfig
+    from voken_common.config.schema.data import SkimageConfig
     from voken_common.data.sources.build import build_source
     from voken_common.data.transforms import resize_short_side
     from voken_common.data.video.reading import VideoStream

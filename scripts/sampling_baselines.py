@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from voken_common.config.generator import GeneratorConfig
 from voken_common.config.loading import load_any_config
-from voken_common.config.sampling import Sampling
-from voken_common.config.transformer import TransformerConfig
+from voken_common.config.schema.generator import GeneratorConfig
+from voken_common.config.schema.sampling import Sampling
+from voken_common.config.schema.transformer import TransformerConfig
 from voken_common.published.models import config_file, find
 
 EPSILON = 1e-5

@@ -8,7 +8,7 @@ import numpy as np
 
 from voken_common.checkpoints.steps import Weights
 from voken_common.commands.main import run_module
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.tokenizer import Config
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from tests.support.tiny import quantized_by
 from voken_common.checkpoints import torch_pickle
 from voken_common.checkpoints.steps import Meta
 from voken_common.config.loading import validate_any
-from voken_common.config.sampling import Sampling
+from voken_common.config.schema.sampling import Sampling
 from voken_jax import convert
 from voken_jax.checkpoints.orbax import read_meta
 from voken_jax.conversion import run

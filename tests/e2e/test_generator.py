@@ -14,7 +14,7 @@ from voken_common.atomic_write import replacing
 from voken_common.checkpoints.conversion.safetensors_file import write_safetensors
 from voken_common.checkpoints.steps import Meta
 from voken_common.config.loading import validate_any
-from voken_common.config.sampling import Sampling
+from voken_common.config.schema.sampling import Sampling
 from voken_common.data.tokens.format import join_ids
 from voken_common.errors import CheckpointError
 from voken_common.pixels import to_uint8

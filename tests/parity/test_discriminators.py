@@ -16,8 +16,8 @@ from tests.support.golden_cases import (
 )
 from tests.support.objectives import evaluate
 from voken_common.checkpoints import weight_names as names
-from voken_common.config.adversarial import BlurConfig, PatchGANConfig
-from voken_common.config.video import PatchGAN3DConfig
+from voken_common.config.schema.adversarial import BlurConfig, PatchGANConfig
+from voken_common.config.schema.video import PatchGAN3DConfig
 from voken_jax.models.discriminator import binomial_kernel, build_discriminator
 from voken_jax.models.functional import Network, buffers_of
 from voken_jax.models.layers import Policy

@@ -9,9 +9,14 @@ import numpy as np
 from tests.parity.test_generators import tokens_of, transformer_config
 from tests.support.golden_cases import assert_numbers, weights_for
 from voken_common.checkpoints import weight_names as names
-from voken_common.config.generator import GeneratorConfig, GeneratorOptimizerConfig, SamplingConfig, TokenDataConfig
-from voken_common.config.run import MeshConfig, PrecisionConfig, ScheduleConfig, TrainingConfig
 from voken_common.config.schedules import build_schedule, scheduled_weight_decay
+from voken_common.config.schema.generator import (
+    GeneratorConfig,
+    GeneratorOptimizerConfig,
+    SamplingConfig,
+    TokenDataConfig,
+)
+from voken_common.config.schema.run import MeshConfig, PrecisionConfig, ScheduleConfig, TrainingConfig
 from voken_jax.generator.step import GeneratorStep, init_generator_state
 from voken_jax.models.functional import Network
 from voken_jax.models.generator import build_generator

@@ -11,8 +11,8 @@ import optax
 
 from tests.support.golden_cases import FORWARD_FLOAT32, assert_close, assert_numbers, uniform, weights_for
 from voken_common.checkpoints import weight_names as names
-from voken_common.config.sampling import Sampling
-from voken_common.config.transformer import TransformerConfig
+from voken_common.config.schema.sampling import Sampling
+from voken_common.config.schema.transformer import TransformerConfig
 from voken_jax.generator.sampling import filter_logits, generate
 from voken_jax.models.functional import Network
 from voken_jax.models.generator import build_generator

@@ -18,8 +18,8 @@ from tests.support.golden_cases import (
 from tests.support.reference_config import model_section
 from voken_common.checkpoints import weight_names as names
 from voken_common.checkpoints.inflation import inflate
-from voken_common.config.model import ModelConfig
-from voken_common.config.quantizer import LFQConfig
+from voken_common.config.schema.model import ModelConfig
+from voken_common.config.schema.quantizer import LFQConfig
 from voken_jax.models.autoencoder import Autoencoder
 from voken_jax.models.functional import Network
 from voken_jax.models.layers import Policy

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from voken_common.config.quantizer import LFQConfig
+from voken_common.config.schema.quantizer import LFQConfig
 from voken_common.data.tokens.format import join_ids, split_ids
 from voken_jax.quantizers import configured as in_jax
 from voken_torch.quantizers import configured as in_torch

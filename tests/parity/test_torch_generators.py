@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from tests.parity.test_generators import SUB_TOKENS, filtered_logits, kinds, tokens_of, transformer_config
 from tests.support.golden_cases import FORWARD_FLOAT32, assert_close, assert_numbers, weight
-from voken_common.config.sampling import Sampling
+from voken_common.config.schema.sampling import Sampling
 from voken_torch.generator.sampling import filter_logits, generate
 from voken_torch.models.generator import build_generator
 

@@ -18,10 +18,10 @@ from tests.support.golden_cases import (
     weight,
 )
 from tests.support.reference_config import model_section
-from voken_common.config.adversarial import BlurConfig, PatchGANConfig
-from voken_common.config.model import ModelConfig
-from voken_common.config.quantizer import IBQConfig, LFQConfig
-from voken_common.config.video import PatchGAN3DConfig
+from voken_common.config.schema.adversarial import BlurConfig, PatchGANConfig
+from voken_common.config.schema.model import ModelConfig
+from voken_common.config.schema.quantizer import IBQConfig, LFQConfig
+from voken_common.config.schema.video import PatchGAN3DConfig
 from voken_torch.models.autoencoder import Autoencoder
 from voken_torch.models.discriminator import build_discriminator
 from voken_torch.models.lpips import LPIPS

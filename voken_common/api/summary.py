@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from voken_common.config.generator import GeneratorConfig
-from voken_common.config.quantizer import LFQConfig
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.generator import GeneratorConfig
+from voken_common.config.schema.quantizer import LFQConfig
+from voken_common.config.schema.tokenizer import Config
 
 
 class Machinery(NamedTuple):

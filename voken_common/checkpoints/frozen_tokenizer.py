@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from voken_common.checkpoints.steps import FOLDER
-from voken_common.config.generator import GeneratorConfig
 from voken_common.config.loading import AnyConfig
+from voken_common.config.schema.generator import GeneratorConfig
 from voken_common.errors import CheckpointError
 
 

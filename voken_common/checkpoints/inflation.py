@@ -13,7 +13,7 @@ import numpy as np
 
 from voken_common.checkpoints.weight_names import NameMismatch, require_same_names
 from voken_common.config.loading import validate
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.tokenizer import Config
 from voken_common.errors import CheckpointError
 
 _CONVOLUTION = ".conv_1."

@@ -24,8 +24,8 @@ from voken_common.checkpoints.steps import (
     remove_half_written,
     set_aside,
 )
-from voken_common.config.generator import GeneratorCheckpointConfig
-from voken_common.config.run import CheckpointConfig
+from voken_common.config.schema.generator import GeneratorCheckpointConfig
+from voken_common.config.schema.run import CheckpointConfig
 from voken_common.errors import CheckpointError
 from voken_common.processes import Processes
 

@@ -20,10 +20,10 @@ from typing import Any, Literal
 from voken_common.atomic_write import is_partial
 from voken_common.causes import shortened
 from voken_common.config.differences import changed_keys
-from voken_common.config.generator import GeneratorCheckpointConfig, GeneratorConfig
 from voken_common.config.loading import AnyConfig, from_json
-from voken_common.config.run import CheckpointConfig
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.generator import GeneratorCheckpointConfig, GeneratorConfig
+from voken_common.config.schema.run import CheckpointConfig
+from voken_common.config.schema.tokenizer import Config
 from voken_common.errors import CheckpointError, DamagedError, WorkdirError
 from voken_common.untrusted.text import shown
 

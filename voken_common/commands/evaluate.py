@@ -170,8 +170,8 @@ def _named_metrics(options: argparse.Namespace) -> tuple[str, ...] | None:
 
 def _evaluate_videos(options: argparse.Namespace, tokenizer: Any, engine: Any) -> int:
     from voken_common.data.tokens.requested import data_config
-    from voken_common.evaluation.video_report import VideoEvaluation, evaluate_videos
-    from voken_common.evaluation.videos import METRICS, VideoMeasurement
+    from voken_common.evaluation.videos.evaluate import VideoEvaluation, evaluate_videos
+    from voken_common.evaluation.videos.measure import METRICS, VideoMeasurement
 
     asked = VideoEvaluation(
         data=data_config(options, tokenizer.config),
@@ -192,9 +192,9 @@ def _evaluate_videos(options: argparse.Namespace, tokenizer: Any, engine: Any) -
 
 def _evaluate_tokenizer(options: argparse.Namespace, tokenizer: Any, engine: Any) -> int:
     from voken_common.data.tokens.requested import data_config
-    from voken_common.evaluation.images import METRICS, ImageMeasurement
-    from voken_common.evaluation.references import read_statistics
-    from voken_common.evaluation.tokenizer import TokenizerEvaluation, evaluate_tokenizer
+    from voken_common.evaluation.generated.references import read_statistics
+    from voken_common.evaluation.images.evaluate import TokenizerEvaluation, evaluate_tokenizer
+    from voken_common.evaluation.images.measure import METRICS, ImageMeasurement
 
     named = _named_metrics(options)
     every = tuple(name for name in METRICS if not (options.original_size and name.startswith("lpips")))
@@ -231,8 +231,8 @@ def _evaluate_tokenizer(options: argparse.Namespace, tokenizer: Any, engine: Any
 
 
 def _evaluate_samples(options: argparse.Namespace, backend: Any, engine: Any) -> int:
-    from voken_common.evaluation.samples import open_samples
-    from voken_common.evaluation.samples_report import SampleEvaluation, drawn_samples, evaluate_samples
+    from voken_common.evaluation.generated.evaluate import SampleEvaluation, drawn_samples, evaluate_samples
+    from voken_common.evaluation.generated.samples import open_samples
 
     settings: dict[str, Any] = {}
     if options.samples is not None:

@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Reconstruct, and print PSNR per image and on average."""
-    from voken_common.evaluation.image_inputs import find_images
-    from voken_common.evaluation.reconstruction import Treatment, print_result, reconstruct
+    from voken_common.evaluation.images.inputs import find_images
+    from voken_common.evaluation.images.reconstruct import Treatment, print_result, reconstruct
 
     for name in ("image_size", "batch_size", "pad_multiple", "limit"):
         if (value := getattr(options, name)) is not None and value < 1:
@@ -76,8 +76,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run_videos(options: argparse.Namespace, tokenizer: Any) -> int:
-    from voken_common.evaluation.reconstruction import output_names
-    from voken_common.evaluation.video import find_videos, reconstruct_videos
+    from voken_common.evaluation.images.reconstruct import output_names
+    from voken_common.evaluation.videos.reconstruct import find_videos, reconstruct_videos
 
     root = Path(options.input)
     paths = find_videos(root)

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure, and write the file."""
     from voken_common.evaluation.engine import MetricWeights
-    from voken_common.evaluation.generation import load_reference, save_statistics
+    from voken_common.evaluation.generated.measure import load_reference, save_statistics
 
     if options.batch_size < 1:
         raise ValueError(f"--batch-size {options.batch_size}: expected at least 1")

@@ -1,1 +1,1 @@
-"""Configurations: typed schemas, their loading from YAML files, and schedules."""
+"""Configurations: loading from YAML, renamed keys, origins of values, reference; the sections are in `schema`."""

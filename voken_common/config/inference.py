@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, TypeVar, cast
 
-from voken_common.config.generator import GeneratorConfig
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.generator import GeneratorConfig
+from voken_common.config.schema.tokenizer import Config
 
 Precision = Literal["float32", "bfloat16", "float64"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float64")

@@ -2,9 +2,8 @@
 
 A file may name a `base:` (a path relative to itself); its keys are laid over the base's, section by section. A section
 whose `kind` differs from the base's replaces it whole. Overrides come last, as `path.to.key=value` with the value read
-as YAML. The merged mapping is validated by the schema that its own `kind` names: `voken_common.config.tokenizer.Config`
-for a tokenizer, which is the default, or `voken_common.config.generator.GeneratorConfig`. Everything wrong is reported
-at once.
+as YAML. The merged mapping is validated by the schema that its own `kind` names: `schema.tokenizer.Config` for a
+tokenizer, which is the default, or `schema.generator.GeneratorConfig`. Everything wrong is reported at once.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from voken_common.config.generator import GeneratorConfig
 from voken_common.config.renames import new_key, with_new_names
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.generator import GeneratorConfig
+from voken_common.config.schema.tokenizer import Config
 from voken_common.errors import UserError
 from voken_common.untrusted.files import read_text
 from voken_common.untrusted.json_text import loads

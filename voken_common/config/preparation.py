@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from voken_common.config.data import DataConfig, SkimageConfig, VideoFolderConfig
+from voken_common.config.schema.data import DataConfig, SkimageConfig, VideoFolderConfig
 
 _PREPARATION = (
     "image_size",

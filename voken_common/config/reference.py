@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from voken_common.config.generator import GeneratorConfig
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.generator import GeneratorConfig
+from voken_common.config.schema.tokenizer import Config
 from voken_common.errors import UserError
 
 ROOTS: dict[str, type[BaseModel]] = {"tokenizer": Config, "generator": GeneratorConfig}

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from voken_common.config.generator import GeneratorConfig, GeneratorOptimizerConfig
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.generator import GeneratorConfig, GeneratorOptimizerConfig
+from voken_common.config.schema.tokenizer import Config
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from voken_common.config.data import DataConfig
+from voken_common.config.schema.data import DataConfig
 from voken_common.data import transforms
 from voken_common.data.bad_images import BadImage
 from voken_common.data.decode import MAX_ASPECT

@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from voken_common.config.generator import GeneratorConfig
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.generator import GeneratorConfig
+from voken_common.config.schema.tokenizer import Config
 from voken_common.data.errors import DataError
 from voken_common.data.inspection import look_through
 from voken_common.data.pipeline import TrainIterator, ValidationBatches, build_train_iterator, build_validation_batches

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from voken_common.config.data import DataConfig
+from voken_common.config.schema.data import DataConfig
 from voken_common.data import transforms
 from voken_common.data.bad_images import BadImage, BadImageLimit
 from voken_common.data.decode import MAX_ASPECT, open_image

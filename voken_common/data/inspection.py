@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from voken_common.config.data import DataConfig
+from voken_common.config.schema.data import DataConfig
 from voken_common.data.bad_images import BadImage, BadImageLimit
 from voken_common.data.decode import identified, open_image, reason_of
 from voken_common.data.errors import ImageDecodeError

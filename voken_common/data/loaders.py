@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from voken_common.config.data import DataConfig
+from voken_common.config.schema.data import DataConfig
 from voken_common.data.images import TrainSample, ValidationRow
 from voken_common.data.sources.base import ImageSource
 

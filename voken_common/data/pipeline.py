@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from voken_common.config.data import DataConfig
+from voken_common.config.schema.data import DataConfig
 from voken_common.data import transforms
 from voken_common.data.bad_images import BadImageLog
 from voken_common.data.errors import DataError

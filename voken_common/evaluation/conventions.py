@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 
-from voken_common.config.data import DataConfig
+from voken_common.config.schema.data import DataConfig
 from voken_common.evaluation.engine import Engine
-from voken_common.evaluation.images import ImageMeasurement
+from voken_common.evaluation.images.measure import ImageMeasurement
 from voken_common.metrics.resize import Resize
 
 _PACKAGES = ("voken", "numpy", "scipy", "pillow")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Float32, Float64
 
-from voken_common.config.data import DataConfig, SkimageConfig
+from voken_common.config.schema.data import DataConfig, SkimageConfig
 from voken_common.data.sources.skimage import PHOTOGRAPHS, Photographs
 from voken_common.metrics import psnr
 from voken_common.quickstart.kmeans import fit_kmeans

@@ -14,8 +14,8 @@ from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
 from voken_common.atomic_write import replacing
-from voken_common.config.generator import GeneratorConfig
-from voken_common.config.sampling import Sampling
+from voken_common.config.schema.generator import GeneratorConfig
+from voken_common.config.schema.sampling import Sampling
 from voken_common.data.decode import decode_image
 from voken_common.sampling.npz import NpzWriter
 from voken_common.sampling.requests import check_sampling, class_number, preset, seed_of

@@ -15,10 +15,10 @@ from jaxtyping import Int
 from numpy.typing import ArrayLike
 from pydantic import ValidationError
 
-from voken_common.config.generator import GeneratorConfig, SamplingConfig
 from voken_common.config.loading import load_any_config
-from voken_common.config.sampling import Sampling
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.generator import GeneratorConfig, SamplingConfig
+from voken_common.config.schema.sampling import Sampling
+from voken_common.config.schema.tokenizer import Config
 from voken_common.errors import CheckpointError
 from voken_common.published.models import config_file, find
 

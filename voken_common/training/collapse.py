@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from voken_common.config.run import HealthConfig
+from voken_common.config.schema.run import HealthConfig
 
 
 class CodeUse(NamedTuple):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from voken_common.config.generator import GeneratorConfig
 from voken_common.config.loading import AnyConfig
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.generator import GeneratorConfig
+from voken_common.config.schema.tokenizer import Config
 from voken_common.processes import Processes
 
 

@@ -5,7 +5,7 @@ Shape letters: C width, F feed-forward width, T tokens, L layers, V codes.
 
 from __future__ import annotations
 
-from voken_common.config.transformer import TransformerConfig
+from voken_common.config.schema.transformer import TransformerConfig
 
 PEAKS = {
     "NVIDIA A100": 312e12,

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Int
 
-from voken_common.config.generator import GeneratorConfig
 from voken_common.config.schedules import Schedule, scheduled_weight_decay
+from voken_common.config.schema.generator import GeneratorConfig
 from voken_common.sampling.requests import seed_of
 from voken_common.training.flops import peak_flops, sample_flops
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from voken_common.atomic_write import replacing
-from voken_common.config.run import HealthConfig
+from voken_common.config.schema.run import HealthConfig
 from voken_common.errors import CheckpointError
 from voken_common.untrusted.archives import require_modest
 

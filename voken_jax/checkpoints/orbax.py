@@ -36,9 +36,9 @@ from voken_common.checkpoints.steps import (
     failed_write,
     require_good,
 )
-from voken_common.config.generator import GeneratorCheckpointConfig
 from voken_common.config.loading import AnyConfig
-from voken_common.config.run import CheckpointConfig
+from voken_common.config.schema.generator import GeneratorCheckpointConfig
+from voken_common.config.schema.run import CheckpointConfig
 from voken_common.errors import CheckpointError
 from voken_common.untrusted.files import read_bytes
 from voken_common.untrusted.json_text import loads

@@ -11,7 +11,7 @@ from voken_common.checkpoints.conversion.contents import Contents, Format, Manif
 from voken_common.checkpoints.conversion.matching import published_tokenizer
 from voken_common.checkpoints.frozen_tokenizer import find_tokenizer
 from voken_common.checkpoints.steps import Weights
-from voken_common.config.generator import GeneratorConfig
+from voken_common.config.schema.generator import GeneratorConfig
 from voken_common.errors import CheckpointError
 from voken_jax.conversion import places
 

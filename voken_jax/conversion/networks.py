@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 
 from voken_common.checkpoints.conversion.contents import Manifest
-from voken_common.config.generator import GeneratorConfig
 from voken_common.config.loading import AnyConfig
+from voken_common.config.schema.generator import GeneratorConfig
 from voken_jax.checkpoints.load import torch_shapes
 from voken_jax.tokenizer.state import build_generator_network, build_players
 

@@ -18,8 +18,8 @@ import orbax.checkpoint as ocp
 from voken_common.checkpoints import weight_names as names
 from voken_common.checkpoints.conversion.contents import Contents, Manifest, Moments, Training
 from voken_common.checkpoints.steps import ITEMS, Weights
-from voken_common.config.generator import GeneratorConfig
 from voken_common.config.loading import AnyConfig
+from voken_common.config.schema.generator import GeneratorConfig
 from voken_common.errors import CheckpointError
 from voken_jax.checkpoints.checksums import seal
 from voken_jax.checkpoints.orbax import DATA_FILE, read_data, read_meta, readable

@@ -21,9 +21,9 @@ from voken_common.checkpoints.conversion.formats import read_file
 from voken_common.checkpoints.conversion.matching import find_config, named_config
 from voken_common.checkpoints.conversion.safetensors_file import write_safetensors
 from voken_common.checkpoints.steps import FOLDER, ITEMS, Step, Weights
-from voken_common.config.generator import GeneratorConfig
 from voken_common.config.loading import AnyConfig, to_yaml
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.generator import GeneratorConfig
+from voken_common.config.schema.tokenizer import Config
 from voken_jax.conversion import frozen_tokenizer as first_stage
 from voken_jax.conversion import places, torch_bridge
 from voken_jax.conversion.frozen_tokenizer import FirstStage

@@ -16,8 +16,8 @@ import ml_dtypes
 import numpy as np
 
 from voken_common.checkpoints.conversion.contents import Arrays
-from voken_common.config.generator import GeneratorConfig
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.generator import GeneratorConfig
+from voken_common.config.schema.tokenizer import Config
 from voken_common.errors import CheckpointError
 
 logger = logging.getLogger("voken")

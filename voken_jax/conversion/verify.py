@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int
 from voken_common.checkpoints.conversion.contents import Arrays
 from voken_common.checkpoints.weight_names import to_jax
 from voken_common.config.loading import with_overrides
-from voken_common.config.quantizer import QuantizerConfig
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.quantizer import QuantizerConfig
+from voken_common.config.schema.tokenizer import Config
 from voken_jax.conversion import torch_bridge
 from voken_jax.models.functional import Weights
 from voken_jax.quantizers.configured import encode_indices, lookup

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from voken_common.checkpoints.conversion.contents import Arrays
 from voken_common.checkpoints.weight_names import to_jax
-from voken_common.config.generator import GeneratorConfig
+from voken_common.config.schema.generator import GeneratorConfig
 from voken_jax.conversion import torch_bridge
 from voken_jax.conversion.verify import Comparison
 from voken_jax.tokenizer.state import build_generator_network

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from voken_common.config.data import VideoFolderConfig
-from voken_common.config.generator import GeneratorConfig
 from voken_common.config.loading import AnyConfig
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.data import VideoFolderConfig
+from voken_common.config.schema.generator import GeneratorConfig
+from voken_common.config.schema.tokenizer import Config
 from voken_common.training.flops import sample_flops
 from voken_jax.dry_run.budget import Budget, Machine, communication, lines, matrix_flops
 from voken_jax.generator.build import build_run as build_generator

@@ -13,7 +13,7 @@ from jaxtyping import Float, Num
 
 from voken_common.checkpoints import weight_names as names
 from voken_common.checkpoints.lpips_weights import Net, lpips_weights
-from voken_common.config.run import MeshConfig
+from voken_common.config.schema.run import MeshConfig
 from voken_common.evaluation.engine import Features, MetricWeights
 from voken_common.metrics.resize import Resize
 from voken_jax.models.functional import Network

@@ -16,7 +16,7 @@ from jax import export as jax_export
 from jaxtyping import Array, Float, Int
 
 from voken_common.atomic_write import replacing
-from voken_common.config.quantizer import LFQConfig, VQConfig
+from voken_common.config.schema.quantizer import LFQConfig, VQConfig
 from voken_jax.tokenizer.api import Tokenizer
 from voken_jax.tokenizer.state import build_autoencoder
 

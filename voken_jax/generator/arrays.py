@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from voken_common.config.sampling import Sampling
+from voken_common.config.schema.sampling import Sampling
 from voken_common.pixels import to_uint8
 from voken_jax.generator.api import Generator
 from voken_jax.parallel.platform import prepare

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import optax
 from jax.sharding import Mesh
 
-from voken_common.config.generator import GeneratorConfig
 from voken_common.config.schedules import Schedule, build_schedule, total_steps
+from voken_common.config.schema.generator import GeneratorConfig
 from voken_jax.generator.step import (
     GeneratorState,
     GeneratorStep,

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from voken_common.config.generator import GeneratorConfig
+from voken_common.config.schema.generator import GeneratorConfig
 from voken_common.data.generator_data import open_held_out, require_known_classes
 from voken_jax.generator.frozen_tokenizer import FrozenTokenizer
 from voken_jax.generator.step import Batch

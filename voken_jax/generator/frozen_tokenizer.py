@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from voken_common.config.generator import GeneratorConfig
+from voken_common.config.schema.generator import GeneratorConfig
 from voken_common.data.generator_data import require_fitting_tokenizer, require_same_tokenizer
 from voken_common.data.tokens.format import bit_order_of, join_ids, sub_tokens
 from voken_jax.models.functional import Weights

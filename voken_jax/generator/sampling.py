@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from voken_common.config.sampling import COSINE_POWER, Guidance, Sampling
+from voken_common.config.schema.sampling import COSINE_POWER, Guidance, Sampling
 from voken_jax.models.transformer import enlarged
 
 SEGMENT = 64

@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt
 
-from voken_common.config.generator import GeneratorConfig
+from voken_common.config.schema.generator import GeneratorConfig
 from voken_jax.models.functional import Network, Weights
 from voken_jax.models.stacked import bind_stacked, stack_layers
 from voken_jax.optimization.finite import Metrics, keep_if_finite

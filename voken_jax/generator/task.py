@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from voken_common.config.generator import GeneratorConfig
+from voken_common.config.schema.generator import GeneratorConfig
 from voken_common.data.generator_data import with_origin
 from voken_common.training import generator_logs
 from voken_common.training.log import RunLog

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from voken_common.config.generator import GeneratorConfig
+from voken_common.config.schema.generator import GeneratorConfig
 from voken_common.training.generator_logs import perplexities, shown_seeds
 from voken_jax.generator.sampling import compiler_options, generate
 from voken_jax.generator.step import Batch

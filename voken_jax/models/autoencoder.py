@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from voken_common.config.model import ModelConfig
-from voken_common.config.quantizer import LFQConfig, QuantizerConfig
+from voken_common.config.schema.model import ModelConfig
+from voken_common.config.schema.quantizer import LFQConfig, QuantizerConfig
 from voken_jax.models import magvit2, vqgan
 from voken_jax.models.layers import Policy, conv, subkey
 

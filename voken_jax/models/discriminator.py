@@ -15,8 +15,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from voken_common.config.adversarial import BlurConfig, DiscriminatorConfig, PatchGANConfig
-from voken_common.config.video import PatchGAN3DConfig
+from voken_common.config.schema.adversarial import BlurConfig, DiscriminatorConfig, PatchGANConfig
+from voken_common.config.schema.video import PatchGAN3DConfig
 from voken_jax.models.layers import Activation, GroupNorm, Policy, at_least_float32, conv, uniform_by_fan_in
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from voken_common.config.transformer import TransformerConfig
+from voken_common.config.schema.transformer import TransformerConfig
 from voken_jax.models.layers import Policy, at_least_float32
 from voken_jax.models.transformer import (
     Block,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from voken_common.config.model import ModelConfig
+from voken_common.config.schema.model import ModelConfig
 from voken_jax.models.causal import CausalConv, drop_second_frame
 from voken_jax.models.layers import (
     GroupNorm,

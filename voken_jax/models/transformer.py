@@ -17,7 +17,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from voken_common.config.transformer import TransformerConfig
+from voken_common.config.schema.transformer import TransformerConfig
 from voken_jax.models.layers import Policy, at_least_float32
 from voken_jax.parallel.sharding import SAMPLES, constrain
 

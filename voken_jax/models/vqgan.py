@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from voken_common.config.model import ModelConfig
+from voken_common.config.schema.model import ModelConfig
 from voken_jax.models.layers import (
     GroupNorm,
     Policy,

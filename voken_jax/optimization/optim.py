@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from voken_common.config.generator import GeneratorOptimizerConfig
-from voken_common.config.run import OptimizerConfig
 from voken_common.config.schedules import Schedule, scheduled_weight_decay
+from voken_common.config.schema.generator import GeneratorOptimizerConfig
+from voken_common.config.schema.run import OptimizerConfig
 
 
 def build_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.GradientTransformation:

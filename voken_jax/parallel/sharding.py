@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from voken_common.config.loading import AnyConfig
-from voken_common.config.run import MeshConfig
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.run import MeshConfig
+from voken_common.config.schema.tokenizer import Config
 
 AXES = ("data", "fsdp", "model")
 SAMPLES = ("data", "fsdp")

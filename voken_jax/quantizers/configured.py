@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from voken_common.config.quantizer import IBQConfig, LFQConfig, QuantizerConfig
+from voken_common.config.schema.quantizer import IBQConfig, LFQConfig, QuantizerConfig
 from voken_jax.quantizers.ibq import IBQOutput, codebook_lookup, ibq, ibq_encode
 from voken_jax.quantizers.lfq import indices_to_codes, lfq, lfq_indices
 from voken_jax.quantizers.sharded import ibq_sharded

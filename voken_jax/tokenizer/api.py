@@ -30,8 +30,8 @@ from voken_common.checkpoints.hub.sharing import Shared
 from voken_common.checkpoints.steps import Step, Weights
 from voken_common.checkpoints.weight_names import require_same_shapes, to_torch
 from voken_common.config.inference import Precision
-from voken_common.config.tokenizer import Config
-from voken_common.config.video import latent_frames
+from voken_common.config.schema.tokenizer import Config
+from voken_common.config.schema.video import latent_frames
 from voken_common.data.tokens.format import fingerprint
 from voken_common.pixels import pad_to_multiple, to_uint8
 from voken_common.visual.grids import side_by_side

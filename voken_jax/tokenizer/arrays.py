@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from voken_common.config.run import MeshConfig
+from voken_common.config.schema.run import MeshConfig
 from voken_jax.parallel.platform import prepare
 from voken_jax.parallel.sharding import batch_sharding, make_mesh, replicated
 from voken_jax.tokenizer.api import Tokenizer

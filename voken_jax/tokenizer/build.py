@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh
 
 from voken_common.config.schedules import Schedule, build_schedule, total_steps
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.tokenizer import Config
 from voken_jax.optimization.optim import build_optimizer
 from voken_jax.parallel.sharding import check_batch, make_mesh, shardings_of
 from voken_jax.tokenizer.state import Players, TrainState, abstract_state, build_players, create_state

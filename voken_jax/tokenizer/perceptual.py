@@ -7,7 +7,7 @@ import numpy as np
 
 from voken_common.checkpoints import weight_names as names
 from voken_common.checkpoints.lpips_weights import lpips_vgg_weights
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.tokenizer import Config
 from voken_jax.models.functional import Network
 from voken_jax.models.lpips import LPIPS
 from voken_jax.tokenizer.state import policy_of

@@ -11,9 +11,9 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, UInt
 
-from voken_common.config.generator import GeneratorConfig
-from voken_common.config.run import PrecisionConfig
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.generator import GeneratorConfig
+from voken_common.config.schema.run import PrecisionConfig
+from voken_common.config.schema.tokenizer import Config
 from voken_jax.models.autoencoder import Autoencoder
 from voken_jax.models.discriminator import build_discriminator
 from voken_jax.models.functional import Network, Weights

@@ -21,8 +21,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from voken_common.config.quantizer import quantizer_loss
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.quantizer import quantizer_loss
+from voken_common.config.schema.tokenizer import Config
 from voken_jax.models.functional import Network, Weights, buffers_of
 from voken_jax.optimization.codebook_usage import MICRO_BATCHES
 from voken_jax.optimization.finite import Metrics, keep_if_finite

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.tokenizer import Config
 from voken_common.training.data import validation_batches
 from voken_common.training.log import SHOWN, RunLog
 from voken_common.training.task import Task

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.tokenizer import Config
 from voken_common.data.pipeline import ValidationBatches
 from voken_common.evaluation.engine import MetricWeights
 from voken_common.evaluation.validation import MetricTotals

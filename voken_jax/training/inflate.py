@@ -10,7 +10,7 @@ import numpy as np
 from voken_common.checkpoints.inflation import inflate
 from voken_common.checkpoints.steps import Weights
 from voken_common.checkpoints.weight_names import to_jax, to_torch, to_torch_layout, to_torch_name
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.tokenizer import Config
 from voken_common.errors import CheckpointError
 from voken_jax.checkpoints.load import load
 from voken_jax.tokenizer.state import TrainState, build_autoencoder

@@ -11,7 +11,7 @@ import jax
 
 from voken_common.checkpoints.steps import Progress
 from voken_common.config.loading import AnyConfig
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.tokenizer import Config
 from voken_common.training import run
 from voken_common.training.stop import AgreedStop
 from voken_jax.checkpoints.orbax import Checkpoints

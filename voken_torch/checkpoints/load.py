@@ -14,9 +14,9 @@ from voken_common.checkpoints.conversion.contents import Manifest, Shape
 from voken_common.checkpoints.conversion.safetensors_file import is_safetensors, read_label, read_safetensors
 from voken_common.checkpoints.hub.resolve import Resolved, resolve
 from voken_common.checkpoints.steps import ITEMS, Meta, Step, Weights
-from voken_common.config.generator import GeneratorConfig
 from voken_common.config.inference import Precision, for_inference
 from voken_common.config.loading import AnyConfig
+from voken_common.config.schema.generator import GeneratorConfig
 from voken_torch.checkpoints.torch import find_step, load_generator, read, read_meta
 from voken_torch.models.autoencoder import Autoencoder
 from voken_torch.models.generator import build_generator

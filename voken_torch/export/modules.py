@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from voken_common.config.quantizer import LFQConfig, VQConfig
+from voken_common.config.schema.quantizer import LFQConfig, VQConfig
 from voken_torch.device.kernels import at_least_float32
 from voken_torch.tokenizer.api import Tokenizer
 

@@ -19,9 +19,9 @@ from voken_common.checkpoints.frozen_tokenizer import find_tokenizer
 from voken_common.checkpoints.hub.sharing import Shared
 from voken_common.checkpoints.steps import Step, Weights
 from voken_common.checkpoints.weight_names import require_same_shapes
-from voken_common.config.generator import GeneratorConfig, SamplingConfig
 from voken_common.config.inference import Precision
-from voken_common.config.sampling import Sampling
+from voken_common.config.schema.generator import GeneratorConfig, SamplingConfig
+from voken_common.config.schema.sampling import Sampling
 from voken_common.data.tokens.format import bit_order_of, fingerprint_of, join_ids
 from voken_common.pixels import to_uint8
 from voken_common.sampling.requests import (

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from voken_common.config.sampling import Sampling
+from voken_common.config.schema.sampling import Sampling
 from voken_common.pixels import to_uint8
 from voken_torch.device import runtime as device
 from voken_torch.generator.api import Generator

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from voken_common.config.generator import GeneratorConfig
+from voken_common.config.schema.generator import GeneratorConfig
 from voken_common.data.tokens.format import bit_order_of, join_ids, sub_tokens
 from voken_torch.device.runtime import Runtime
 from voken_torch.tokenizer.api import Tokenizer

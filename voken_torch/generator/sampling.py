@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from voken_common.config.sampling import COSINE_POWER, Guidance, Sampling
+from voken_common.config.schema.sampling import COSINE_POWER, Guidance, Sampling
 from voken_torch.device.graphs import captured
 from voken_torch.models.generator import Adaptive, Factorized
 from voken_torch.models.transformer import Position, at

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from voken_common.checkpoints import weight_names as names
-from voken_common.config.generator import GeneratorConfig
 from voken_common.config.schedules import Schedule, scheduled_weight_decay
+from voken_common.config.schema.generator import GeneratorConfig
 from voken_common.errors import NonFiniteError
 from voken_torch.device.runtime import Runtime
 from voken_torch.models.generator import Adaptive, Factorized, build_generator

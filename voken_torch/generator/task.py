@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from voken_common.config.generator import GeneratorConfig
 from voken_common.config.schedules import build_schedule, total_steps
+from voken_common.config.schema.generator import GeneratorConfig
 from voken_common.errors import NonFiniteError
 from voken_common.training import generator_logs
 from voken_common.training.log import RunLog

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
-from voken_common.config.generator import GeneratorConfig
+from voken_common.config.schema.generator import GeneratorConfig
 from voken_common.training.generator_logs import perplexities, shown_seeds
 from voken_torch.device.runtime import Runtime
 from voken_torch.generator.sampling import generate

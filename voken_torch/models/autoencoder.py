@@ -13,8 +13,8 @@ from typing import Protocol
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from voken_common.config.model import ModelConfig
-from voken_common.config.quantizer import LFQConfig, QuantizerConfig
+from voken_common.config.schema.model import ModelConfig
+from voken_common.config.schema.quantizer import LFQConfig, QuantizerConfig
 from voken_torch.device.kernels import at_least_float32
 from voken_torch.models import magvit2, vqgan
 from voken_torch.models.layers import Policy, conv

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from voken_common.config.adversarial import BlurConfig, DiscriminatorConfig, PatchGANConfig
-from voken_common.config.video import PatchGAN3DConfig
+from voken_common.config.schema.adversarial import BlurConfig, DiscriminatorConfig, PatchGANConfig
+from voken_common.config.schema.video import PatchGAN3DConfig
 from voken_torch.device.kernels import at_least_float32
 from voken_torch.models.layers import GroupNorm, conv
 from voken_torch.quantizers.blocks import ReduceMean

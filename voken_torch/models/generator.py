@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from voken_common.config.transformer import TransformerConfig
+from voken_common.config.schema.transformer import TransformerConfig
 from voken_torch.device.kernels import PLAIN, Kernels, at_least_float32
 from voken_torch.models.transformer import (
     DEVIATION,

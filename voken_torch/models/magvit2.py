@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from voken_common.config.model import ModelConfig
+from voken_common.config.schema.model import ModelConfig
 from voken_torch.device.kernels import at_least_float32
 from voken_torch.models.causal import CausalConv, drop_second_frame
 from voken_torch.models.layers import GroupNorm, Policy, checkpointed, conv, depth_to_space, plus, swish

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from voken_common.config.transformer import TransformerConfig
+from voken_common.config.schema.transformer import TransformerConfig
 from voken_torch.device.kernels import PLAIN, Kernels
 
 EPSILON = 1e-5

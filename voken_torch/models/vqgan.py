@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from voken_common.config.model import ModelConfig
+from voken_common.config.schema.model import ModelConfig
 from voken_torch.models.layers import GroupNorm, Policy, checkpointed, conv, plus, swish, upsample_nearest
 
 

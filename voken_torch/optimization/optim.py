@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from voken_common.checkpoints import weight_names as names
-from voken_common.config.run import OptimizerConfig
+from voken_common.config.schema.run import OptimizerConfig
 from voken_torch.parallel.sharding import laid_out_like, local, whole
 
 

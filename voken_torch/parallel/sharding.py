@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from voken_common.config.loading import AnyConfig
-from voken_common.config.run import MeshConfig
+from voken_common.config.schema.run import MeshConfig
 from voken_common.processes import Processes
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from voken_common.config.quantizer import IBQConfig, LFQConfig, QuantizerConfig
+from voken_common.config.schema.quantizer import IBQConfig, LFQConfig, QuantizerConfig
 from voken_torch.device.kernels import at_least_float32
 from voken_torch.quantizers.blocks import ReduceMean, in_full_precision
 from voken_torch.quantizers.ibq import codebook_lookup, ibq, ibq_encode

@@ -6,7 +6,7 @@ import torch
 
 from voken_common.checkpoints import weight_names as names
 from voken_common.checkpoints.lpips_weights import lpips_vgg_weights
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.tokenizer import Config
 from voken_torch.device.runtime import Runtime
 from voken_torch.models.lpips import LPIPS
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from voken_common.checkpoints import weight_names as names
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.tokenizer import Config
 from voken_torch.device.runtime import Runtime
 from voken_torch.models.autoencoder import Autoencoder
 from voken_torch.models.discriminator import BlurDiscriminator, PatchGAN, build_discriminator

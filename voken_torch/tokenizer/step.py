@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from voken_common.config.quantizer import quantizer_loss
 from voken_common.config.schedules import Schedule
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.quantizer import quantizer_loss
+from voken_common.config.schema.tokenizer import Config
 from voken_torch.device.kernels import at_least_float32
 from voken_torch.device.runtime import Runtime
 from voken_torch.models.discriminator import synchronise_batch_norms

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from voken_common.config.schedules import build_schedule, total_steps
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.tokenizer import Config
 from voken_common.errors import NonFiniteError
 from voken_common.training.data import validation_batches
 from voken_common.training.log import SHOWN, RunLog

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.tokenizer import Config
 from voken_common.evaluation.engine import MetricWeights
 from voken_common.evaluation.validation import MetricTotals
 from voken_common.training.validation import Validation, ValidationTotals

@@ -9,7 +9,7 @@ import torch
 
 from voken_common.checkpoints.inflation import inflate
 from voken_common.checkpoints.steps import Weights
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.tokenizer import Config
 from voken_common.errors import CheckpointError
 from voken_torch.checkpoints.load import load
 from voken_torch.models.autoencoder import Autoencoder

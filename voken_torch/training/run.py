@@ -10,7 +10,7 @@ import torch
 
 from voken_common.checkpoints.steps import Progress
 from voken_common.config.loading import AnyConfig
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.tokenizer import Config
 from voken_common.training import run
 from voken_common.training.stop import AgreedStop
 from voken_torch.checkpoints.torch import Checkpoints

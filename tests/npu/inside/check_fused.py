@@ -7,8 +7,8 @@ import torch
 
 from tests.npu.inside.check_step import NPU, build, on_cpu, take
 from tests.unit.tokenizer.test_torch_step import assert_same, config_of, images_of
+from voken_common.errors import NonFiniteError
 from voken_torch.device.runtime import Runtime
-from voken_torch.tokenizer.step import NonFiniteError
 
 FUSED = Runtime(NPU.device, fused=True)
 IBQ = config_of("ibq", "patchgan", dtype="float32", optimizer={"weight_decay": 0.1, "gradient_clip": 0.5})

@@ -6,8 +6,8 @@ import torch
 from tests.multidevice.test_torch_sharded import generator_of, tokens_of
 from tests.npu.inside.check_step import CPU, NPU
 from tests.unit.tokenizer.test_torch_step import assert_same
-from voken_common.config.sampling import Sampling
 from voken_common.config.schedules import build_schedule
+from voken_common.config.schema.sampling import Sampling
 from voken_torch.device.kernels import PLAIN
 from voken_torch.device.runtime import NPU_KERNELS, DeviceError, Runtime
 from voken_torch.generator.sampling import generate

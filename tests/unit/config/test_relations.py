@@ -12,7 +12,7 @@ from flax import nnx
 from tests.support.tiny import TINY, quantized_by
 from tests.support.tiny_generator import generator_mapping
 from voken_common.config.loading import ConfigError, validate, validate_any
-from voken_common.config.relations import least_side
+from voken_common.config.schema.relations import least_side
 from voken_common.sampling.requests import CACHE_DTYPES, check_cache_dtype
 from voken_jax.models.discriminator import build_discriminator as build_jax
 from voken_jax.models.layers import Policy

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from voken_common.config import data as schema
+from voken_common.config.schema import data as schema
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "data.md").read_text()
 EXAMPLES = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)

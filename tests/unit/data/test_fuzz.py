@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.support.tar_sets import encoded, write_tar
 from tests.unit.data.test_video import write_video
-from voken_common.config.data import DataConfig, ImageNetTarConfig, TarConfig, TarSetConfig
+from voken_common.config.schema.data import DataConfig, ImageNetTarConfig, TarConfig, TarSetConfig
 from voken_common.data.decode import decode_image, open_image
 from voken_common.data.errors import DataError, ImageDecodeError
 from voken_common.data.pipeline import build_train_iterator

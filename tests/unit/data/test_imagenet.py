@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.support.tar_sets import encoded, numbers, write_tar
-from voken_common.config.data import DataConfig, ImageNetTarConfig
+from voken_common.config.schema.data import DataConfig, ImageNetTarConfig
 from voken_common.data.errors import DataError
 from voken_common.data.pipeline import build_train_iterator
 from voken_common.data.sources import imagenet_tar, listing

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from voken_common.config.data import DataConfig, ImageFolderConfig, SkimageConfig
+from voken_common.config.schema.data import DataConfig, ImageFolderConfig, SkimageConfig
 from voken_common.data import pipeline, transforms
 from voken_common.data.bad_images import BadImageLimit
 from voken_common.data.decode import decode_image

@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from tests.support.tar_sets import numbers, write_set
-from voken_common.config.data import (
+from voken_common.config.schema.data import (
     DataConfig,
     ImageFolderConfig,
     TarConfig,

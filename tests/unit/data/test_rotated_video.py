@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 
-from voken_common.config.data import DataConfig, VideoFolderConfig
+from voken_common.config.schema.data import DataConfig, VideoFolderConfig
 from voken_common.data.pipeline import build_validation_batches
 from voken_common.data.sources.video import ClipReader
 

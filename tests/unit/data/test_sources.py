@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from voken_common.config.data import DataConfig, ImageFolderConfig, ListFileConfig, SkimageConfig, TFDSConfig
+from voken_common.config.schema.data import DataConfig, ImageFolderConfig, ListFileConfig, SkimageConfig, TFDSConfig
 from voken_common.data.decode import decode_image
 from voken_common.data.errors import DataError, ImageDecodeError
 from voken_common.data.images import SampleLoader

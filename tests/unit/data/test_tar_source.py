@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from tests.support.tar_sets import encoded, numbers, write_set, write_tar
-from voken_common.config.data import DataConfig, ImageFolderConfig, TarConfig, TarSetConfig
 from voken_common.config.loading import ConfigError, validate
+from voken_common.config.schema.data import DataConfig, ImageFolderConfig, TarConfig, TarSetConfig
 from voken_common.data.errors import DataError
 from voken_common.data.pipeline import build_train_iterator, build_validation_batches
 from voken_common.data.sources.build import build_source

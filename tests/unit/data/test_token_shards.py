@@ -9,8 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from voken_common.config.generator import TokenDataConfig
-from voken_common.config.transformer import TransformerConfig
+from voken_common.config.schema.generator import TokenDataConfig
+from voken_common.config.schema.transformer import TransformerConfig
 from voken_common.data.errors import DataError, ReadError
 from voken_common.data.storage import retry
 from voken_common.data.tokens import folder as token_folder

@@ -13,8 +13,8 @@ from PIL import Image
 from tests.support.tiny import SHALLOW, TINY, quantized_by
 from voken_common.commands import main as command
 from voken_common.commands.encode import transfer
-from voken_common.config.data import DataConfig
 from voken_common.config.loading import ConfigError, validate
+from voken_common.config.schema.data import DataConfig
 from voken_common.data.errors import DataError, TooManyBadImagesError
 from voken_common.data.sources.skimage import Photographs
 from voken_common.data.tokens import encode as tokens_encoding

@@ -8,8 +8,8 @@ import av
 import numpy as np
 import pytest
 
-from voken_common.config.data import DataConfig, ImageFolderConfig, VideoFolderConfig
-from voken_common.config.generator import TokenDataConfig
+from voken_common.config.schema.data import DataConfig, ImageFolderConfig, VideoFolderConfig
+from voken_common.config.schema.generator import TokenDataConfig
 from voken_common.data import transforms
 from voken_common.data.errors import DataError, ImageDecodeError, TooManyBadImagesError
 from voken_common.data.pipeline import build_train_iterator, build_validation_batches

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from voken_common.config.data import DataConfig, SkimageConfig
+from voken_common.config.schema.data import DataConfig, SkimageConfig
 from voken_common.data.errors import DataError, ReadError
 from voken_common.data.pipeline import build_train_iterator
 from voken_common.data.sources.skimage import Photographs

@@ -13,8 +13,8 @@ from PIL import Image
 from tests.support.tiny import TINY
 from voken_common.config.loading import validate
 from voken_common.data.errors import DataError
-from voken_common.evaluation.image_inputs import find_images
-from voken_common.evaluation.reconstruction import (
+from voken_common.evaluation.images.inputs import find_images
+from voken_common.evaluation.images.reconstruct import (
     MOST_PROGRAMS,
     Treatment,
     _save_arrays,

@@ -7,11 +7,13 @@ from PIL import Image
 from tests.support.evaluation import FakeEngine
 from voken_common import metrics
 from voken_common.errors import UserError
-from voken_common.evaluation import generation, published, references
+from voken_common.evaluation import published
+from voken_common.evaluation.generated import measure as generation
+from voken_common.evaluation.generated import references
+from voken_common.evaluation.generated.evaluate import SampleEvaluation, evaluate_samples
+from voken_common.evaluation.generated.samples import DrawnSamples, open_samples
 from voken_common.evaluation.report.compare import compare, different_conventions, write_comparison
 from voken_common.evaluation.report.model import Measure, Report
-from voken_common.evaluation.samples import DrawnSamples, open_samples
-from voken_common.evaluation.samples_report import SampleEvaluation, evaluate_samples
 from voken_common.evaluation.summary import Summary
 from voken_common.evaluation.uncertainty import bootstrap, extrapolate
 

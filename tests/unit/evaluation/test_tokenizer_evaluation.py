@@ -14,11 +14,11 @@ from voken_common.data.images import ValidationRow
 from voken_common.data.sources.build import build_source
 from voken_common.data.transforms import to_float
 from voken_common.errors import UserError, WorkdirError
-from voken_common.evaluation.images import ImageMeasurement, measure
+from voken_common.evaluation.images.evaluate import TokenizerEvaluation, evaluate_tokenizer
+from voken_common.evaluation.images.measure import ImageMeasurement, measure
 from voken_common.evaluation.report.model import read_json
 from voken_common.evaluation.report.write import write_report
 from voken_common.evaluation.shards import Shards
-from voken_common.evaluation.tokenizer import TokenizerEvaluation, evaluate_tokenizer
 
 COUNT = 23
 

@@ -8,7 +8,7 @@ from voken_common import metrics
 from voken_common.data.transforms import to_float
 from voken_common.evaluation.shards import Shards
 from voken_common.evaluation.summary import summarize
-from voken_common.evaluation.videos import VideoMeasurement, measure_clips, topped_up
+from voken_common.evaluation.videos.measure import VideoMeasurement, measure_clips, topped_up
 from voken_common.pixels import to_uint8
 
 CLIPS, FRAMES = 5, 3

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from tests.support.tiny_generator import ADAPTIVE, FACTORIZED, generator_config
-from voken_common.config.run import MeshConfig
+from voken_common.config.schema.run import MeshConfig
 from voken_common.training.flops import peak_flops, sample_flops
 from voken_common.training.generator_logs import perplexities, shown_labels
 from voken_jax.generator.step import GeneratorStep, init_generator_state, token_losses

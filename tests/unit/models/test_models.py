@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voken_common.config.adversarial import BlurConfig, PatchGANConfig
-from voken_common.config.model import ModelConfig
-from voken_common.config.quantizer import IBQConfig, LFQConfig, VQConfig
+from voken_common.config.schema.adversarial import BlurConfig, PatchGANConfig
+from voken_common.config.schema.model import ModelConfig
+from voken_common.config.schema.quantizer import IBQConfig, LFQConfig, VQConfig
 from voken_jax.models.autoencoder import Autoencoder
 from voken_jax.models.discriminator import build_discriminator
 from voken_jax.models.functional import Network

@@ -10,8 +10,8 @@ from flax import nnx
 
 from voken_common.checkpoints.weight_names import to_torch
 from voken_common.config.loading import load_config
-from voken_common.config.model import ModelConfig
-from voken_common.config.quantizer import IBQConfig, LFQConfig
+from voken_common.config.schema.model import ModelConfig
+from voken_common.config.schema.quantizer import IBQConfig, LFQConfig
 from voken_jax.models import magvit2
 from voken_jax.models.autoencoder import Autoencoder
 from voken_jax.models.functional import Network

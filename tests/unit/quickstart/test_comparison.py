@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from voken_common.config.data import DataConfig, SkimageConfig
+from voken_common.config.schema.data import DataConfig, SkimageConfig
 from voken_common.data.pipeline import build_validation_batches
 from voken_common.data.sources.skimage import PHOTOGRAPHS, Photographs, load_photograph
 from voken_common.metrics import psnr

@@ -10,8 +10,8 @@ import torch
 from scipy import stats
 
 from voken_common.checkpoints import weight_names as names
-from voken_common.config.sampling import Sampling
-from voken_common.config.transformer import TransformerConfig
+from voken_common.config.schema.sampling import Sampling
+from voken_common.config.schema.transformer import TransformerConfig
 from voken_jax.generator import sampling as jax_sampling
 from voken_jax.models.functional import Network
 from voken_jax.models.generator import build_generator as build_jax

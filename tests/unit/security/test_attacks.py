@@ -21,8 +21,8 @@ from voken_common.checkpoints import torch_pickle
 from voken_common.checkpoints.lock import RunLock
 from voken_common.checkpoints.steps import remove_half_written
 from voken_common.commands import main as command
-from voken_common.config.data import DataConfig, ImageNetTarConfig, TarConfig, TarSetConfig, TFDSConfig
 from voken_common.config.loading import ConfigError, load_any_config, validate
+from voken_common.config.schema.data import DataConfig, ImageNetTarConfig, TarConfig, TarSetConfig, TFDSConfig
 from voken_common.data.decode import decode_image
 from voken_common.data.errors import DataError, ImageDecodeError
 from voken_common.data.sources.build import build_source

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from voken_common.config.run import HealthConfig, MeshConfig
+from voken_common.config.schema.run import HealthConfig, MeshConfig
 from voken_common.training.collapse import CodeUse, CollapseWatch
 from voken_jax.optimization.codebook_usage import distinct, nothing_seen, see
 from voken_jax.parallel.sharding import make_mesh

@@ -11,7 +11,7 @@ import pytest
 
 from voken_common.checkpoints.lock import RunLock, held
 from voken_common.checkpoints.steps import Progress
-from voken_common.config.run import HealthConfig
+from voken_common.config.schema.run import HealthConfig
 from voken_common.data.errors import DataError
 from voken_common.errors import CheckpointError, NonFiniteError, WorkdirError
 from voken_common.processes import Processes

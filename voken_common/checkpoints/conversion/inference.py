@@ -16,8 +16,8 @@ from voken_common.checkpoints.conversion.inferred import inferred_config
 from voken_common.checkpoints.conversion.matching import difference, find_config, published_tokenizer
 from voken_common.checkpoints.conversion.safetensors_file import write_safetensors
 from voken_common.checkpoints.steps import Weights
-from voken_common.config.generator import GeneratorConfig
 from voken_common.config.loading import AnyConfig, load_any_config
+from voken_common.config.schema.generator import GeneratorConfig
 from voken_common.errors import CheckpointError
 from voken_common.published.models import PublishedModel, config_file
 

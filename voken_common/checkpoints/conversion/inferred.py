@@ -11,7 +11,7 @@ from typing import Any
 
 from voken_common.checkpoints.conversion.signatures import TokenizerSignature
 from voken_common.config.loading import ConfigError, load_config, merge, validate
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.tokenizer import Config
 from voken_common.published.models import config_file, find
 
 _LIKE = "imagenet_lfqgan_256_L"

@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from voken_common.config.generator import GeneratorConfig
 from voken_common.config.loading import AnyConfig
-from voken_common.config.quantizer import LFQConfig
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.generator import GeneratorConfig
+from voken_common.config.schema.quantizer import LFQConfig
+from voken_common.config.schema.tokenizer import Config
 
 _CODEBOOK = "quantize.embedding.weight"
 _VIDEO = "encoder.conv_in.conv_1."

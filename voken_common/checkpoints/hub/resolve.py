@@ -18,8 +18,8 @@ from voken_common.checkpoints.hub.download import WEIGHTS_FILE, download, fetch
 from voken_common.checkpoints.hub.reference import HubReference, parse
 from voken_common.checkpoints.hub.sharing import TOKENIZER_FILE
 from voken_common.checkpoints.steps import FOLDER, Meta, Step, Weights, choose_step
-from voken_common.config.generator import GeneratorConfig
 from voken_common.config.loading import AnyConfig
+from voken_common.config.schema.generator import GeneratorConfig
 from voken_common.errors import CheckpointError
 from voken_common.published import models
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from voken_common.config.data import (
+from voken_common.config.schema.data import (
     ImageFolderConfig,
     ImageNetTarConfig,
     ListFileConfig,

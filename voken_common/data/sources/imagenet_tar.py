@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from voken_common.config.data import ImageNetTarConfig
+from voken_common.config.schema.data import ImageNetTarConfig
 from voken_common.data.decode import is_image_name
 from voken_common.data.errors import DataError
 from voken_common.data.labels import class_names

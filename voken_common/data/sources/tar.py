@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from voken_common.config.data import TarConfig, TarSetConfig
+from voken_common.config.schema.data import TarConfig, TarSetConfig
 from voken_common.data.errors import DataError, some
 from voken_common.data.sources.base import ImageSource, Share
 from voken_common.data.storage.files import is_url

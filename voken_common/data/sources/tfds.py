@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from voken_common.config.data import TFDSConfig
+from voken_common.config.schema.data import TFDSConfig
 from voken_common.data.errors import DataError, ImageDecodeError
 from voken_common.data.labels import class_names
 from voken_common.data.sources.base import ImageSource

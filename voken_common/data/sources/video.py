@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from voken_common.config.data import VideoFolderConfig
+from voken_common.config.schema.data import VideoFolderConfig
 from voken_common.data.errors import DataError, ImageDecodeError
 from voken_common.data.sources.folder import MediaFolder
 from voken_common.data.sources.listing import Medium

@@ -27,7 +27,7 @@ from typing import Any
 import tqdm
 
 from voken_common.atomic_write import replacing
-from voken_common.config.data import RETRY_SECONDS
+from voken_common.config.schema.data import RETRY_SECONDS
 from voken_common.data.errors import DataError
 from voken_common.data.storage import files as storage
 from voken_common.data.storage.retry import Patience, reason

@@ -20,9 +20,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from voken_common.config.data import DataConfig
-from voken_common.config.quantizer import LFQConfig
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.data import DataConfig
+from voken_common.config.schema.quantizer import LFQConfig
+from voken_common.config.schema.tokenizer import Config
 from voken_common.data import transforms
 from voken_common.data.bad_images import BadImage, BadImageLimit, BadImageLog
 from voken_common.data.errors import DataError

@@ -22,12 +22,12 @@ import numpy as np
 from jaxtyping import Int, Int32
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from voken_common.config.bounds import Codes, NonNegativeInt, PositiveInt, Side
+from voken_common.config.schema.bounds import Codes, NonNegativeInt, PositiveInt, Side
 from voken_common.data.errors import DataError
 
 if TYPE_CHECKING:
-    from voken_common.config.tokenizer import Config
-    from voken_common.config.transformer import TransformerConfig
+    from voken_common.config.schema.tokenizer import Config
+    from voken_common.config.schema.transformer import TransformerConfig
 
 MOST_SHARDS = 1_000_000
 """Of a data set: each is a file, that is looked for one by one."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from voken_common.config.generator import TokenDataConfig
+from voken_common.config.schema.generator import TokenDataConfig
 from voken_common.data.errors import DataError
 from voken_common.data.order import Placement, PositionedBatches, check_process, grain
 from voken_common.data.tokens.shards import TokenShardSource

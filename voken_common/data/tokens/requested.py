@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from voken_common.config.data import DataConfig
 from voken_common.config.loading import ConfigError, merge, overridden, read_mapping, validate
 from voken_common.config.preparation import names_data, preparation
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.data import DataConfig
+from voken_common.config.schema.tokenizer import Config
 
 
 def data_config(options: argparse.Namespace, config: Config) -> DataConfig:

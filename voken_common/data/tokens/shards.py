@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from voken_common.atomic_write import is_partial
-from voken_common.config.data import RETRY_SECONDS
+from voken_common.config.schema.data import RETRY_SECONDS
 from voken_common.data.errors import DataError, ReadError
 from voken_common.data.labels import numbers_in, warn_unnamed
 from voken_common.data.sources.base import spread_evenly

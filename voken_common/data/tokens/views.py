@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from voken_common.config.data import DataConfig
-from voken_common.config.video import latent_frames
+from voken_common.config.schema.data import DataConfig
+from voken_common.config.schema.video import latent_frames
 from voken_common.data import transforms
 from voken_common.data.clips import ClipLoader
 from voken_common.data.errors import ImageDecodeError

@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float, Int
 
-from voken_common.config.video import WINDOW, latent_frames
+from voken_common.config.schema.video import WINDOW, latent_frames
 
 Item = TypeVar("Item")
 Encode = Callable[[Float[np.ndarray, "B T P Q C"]], Int[np.ndarray, "B t p q"]]

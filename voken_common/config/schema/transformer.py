@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, model_validator
 
-from voken_common.config.base import Section
-from voken_common.config.bounds import Channels, Codes, Layers, Side
+from voken_common.config.schema.base import Section
+from voken_common.config.schema.bounds import Channels, Codes, Layers, Side
 
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 

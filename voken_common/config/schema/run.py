@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
-from voken_common.config.base import Section
-from voken_common.config.bounds import NonNegativeInt, PositiveInt
+from voken_common.config.schema.base import Section
+from voken_common.config.schema.bounds import NonNegativeInt, PositiveInt
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 

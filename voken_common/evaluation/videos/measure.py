@@ -17,7 +17,7 @@ from voken_common.checkpoints.lpips_weights import Net
 from voken_common.data.transforms import to_float
 from voken_common.evaluation.batches import Batch, Row, batches
 from voken_common.evaluation.engine import ArrayTokenizer, Engine
-from voken_common.evaluation.images import Found, run_shards
+from voken_common.evaluation.images.measure import Found, run_shards
 from voken_common.evaluation.shards import Shards
 from voken_common.metrics import bounded_psnr, ssim
 from voken_common.pixels import to_uint8

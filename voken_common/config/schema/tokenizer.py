@@ -13,21 +13,21 @@ from pydantic import (
     model_validator,
 )
 
-from voken_common.config.adversarial import (
+from voken_common.config.schema.adversarial import (
     AdversarialConfig,
     DiscriminatorConfig,
     PatchGANConfig,
     PerceptualConfig,
 )
-from voken_common.config.base import Section
-from voken_common.config.bounds import (
+from voken_common.config.schema.base import Section
+from voken_common.config.schema.bounds import (
     NonNegativeInt,
 )
-from voken_common.config.data import DataConfig, VideoFolderConfig
-from voken_common.config.model import ModelConfig
-from voken_common.config.quantizer import QuantizerConfig
-from voken_common.config.relations import check_relations
-from voken_common.config.run import (
+from voken_common.config.schema.data import DataConfig, VideoFolderConfig
+from voken_common.config.schema.model import ModelConfig
+from voken_common.config.schema.quantizer import QuantizerConfig
+from voken_common.config.schema.relations import check_relations
+from voken_common.config.schema.run import (
     CheckpointConfig,
     HealthConfig,
     MeshConfig,
@@ -36,7 +36,7 @@ from voken_common.config.run import (
     TrainingConfig,
     ValidationConfig,
 )
-from voken_common.config.video import latent_frames
+from voken_common.config.schema.video import latent_frames
 
 
 class InitializeConfig(Section):

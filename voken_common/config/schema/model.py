@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from voken_common.config.base import Section
-from voken_common.config.bounds import LONGEST_LADDER, Channels, Factor, Layers, Side
-from voken_common.config.video import video_strides
+from voken_common.config.schema.base import Section
+from voken_common.config.schema.bounds import LONGEST_LADDER, Channels, Factor, Layers, Side
+from voken_common.config.schema.video import video_strides
 
 
 class ModelConfig(Section):

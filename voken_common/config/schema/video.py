@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from voken_common.config.base import Section
-from voken_common.config.bounds import Channels, Layers
+from voken_common.config.schema.base import Section
+from voken_common.config.schema.bounds import Channels, Layers
 
 WINDOW = 17
 """Frames of a window of the published tokenizer, which cuts longer videos into consecutive ones."""

@@ -6,12 +6,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
 
-from voken_common.config.base import Section
-from voken_common.config.bounds import NonNegativeInt, PositiveInt, Workers
-from voken_common.config.data import RETRY_SECONDS, DataConfig
-from voken_common.config.run import Fraction, HealthConfig, MeshConfig, PrecisionConfig, ScheduleConfig, TrainingConfig
-from voken_common.config.sampling import Guidance, Sampling
-from voken_common.config.transformer import TransformerConfig
+from voken_common.config.schema.base import Section
+from voken_common.config.schema.bounds import NonNegativeInt, PositiveInt, Workers
+from voken_common.config.schema.data import RETRY_SECONDS, DataConfig
+from voken_common.config.schema.run import (
+    Fraction,
+    HealthConfig,
+    MeshConfig,
+    PrecisionConfig,
+    ScheduleConfig,
+    TrainingConfig,
+)
+from voken_common.config.schema.sampling import Guidance, Sampling
+from voken_common.config.schema.transformer import TransformerConfig
 
 LEAST_TEMPERATURE = 1e-6
 Share = Annotated[float, Field(gt=0.0, le=1.0)]

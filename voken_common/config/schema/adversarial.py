@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, model_validator
 
-from voken_common.config.base import Section
-from voken_common.config.bounds import Channels, Layers, NonNegativeInt
-from voken_common.config.run import Fraction
-from voken_common.config.video import PatchGAN3DConfig
+from voken_common.config.schema.base import Section
+from voken_common.config.schema.bounds import Channels, Layers, NonNegativeInt
+from voken_common.config.schema.run import Fraction
+from voken_common.config.schema.video import PatchGAN3DConfig
 
 
 class PatchGANConfig(Section):

@@ -14,9 +14,9 @@ import numpy as np
 from voken_common.errors import UserError
 from voken_common.evaluation import conventions, published
 from voken_common.evaluation.engine import Engine
-from voken_common.evaluation.generation import METRICS, load_reference, measure_samples, summarize_samples
+from voken_common.evaluation.generated.measure import METRICS, load_reference, measure_samples, summarize_samples
+from voken_common.evaluation.generated.samples import DrawnSamples, PictureFolder, Samples
 from voken_common.evaluation.report.model import Picture, Report
-from voken_common.evaluation.samples import DrawnSamples, PictureFolder, Samples
 from voken_common.evaluation.shards import Shards
 from voken_common.metrics.resize import Resize
 from voken_common.visual import grid, save_png

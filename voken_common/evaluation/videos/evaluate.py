@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from voken_common.config.data import DataConfig
+from voken_common.config.schema.data import DataConfig
 from voken_common.data.loaders import validation_rows
 from voken_common.data.sources.build import build_source
 from voken_common.errors import UserError
@@ -20,7 +20,7 @@ from voken_common.evaluation.report import pictures
 from voken_common.evaluation.report.model import Report
 from voken_common.evaluation.shards import Shards
 from voken_common.evaluation.summary import summarize
-from voken_common.evaluation.videos import VideoMeasurement, measure_clips, topped_up
+from voken_common.evaluation.videos.measure import VideoMeasurement, measure_clips, topped_up
 from voken_common.pixels import from_uint8
 
 

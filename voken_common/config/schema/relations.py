@@ -13,7 +13,7 @@ def check_relations(config: Any) -> None:
     """Check what the image size, the networks and the sources mean for each other.
 
     Args:
-        config: a `voken_common.config.tokenizer.Config`, which calls this where it is built.
+        config: a `voken_common.config.schema.tokenizer.Config`, which calls this where it is built.
 
     Raises:
         ValueError: an impossible combination; the message names both keys.

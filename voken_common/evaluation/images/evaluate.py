@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from voken_common.config.data import DataConfig
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.data import DataConfig
+from voken_common.config.schema.tokenizer import Config
 from voken_common.data.images import SampleLoader, ValidationRow
 from voken_common.data.sources.base import ImageSource
 from voken_common.data.sources.build import build_source
@@ -17,8 +17,8 @@ from voken_common.errors import UserError
 from voken_common.evaluation import conventions, published
 from voken_common.evaluation.batches import Row
 from voken_common.evaluation.engine import Engine
-from voken_common.evaluation.images import ImageMeasurement, measure, reconstruct_ranks
-from voken_common.evaluation.references import ReferenceStatistics
+from voken_common.evaluation.generated.references import ReferenceStatistics
+from voken_common.evaluation.images.measure import ImageMeasurement, measure, reconstruct_ranks
 from voken_common.evaluation.report import pictures
 from voken_common.evaluation.report.model import Report
 from voken_common.evaluation.shards import Shards

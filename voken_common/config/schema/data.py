@@ -11,8 +11,8 @@ from pydantic import (
     model_validator,
 )
 
-from voken_common.config.base import Section
-from voken_common.config.bounds import PositiveInt, Side, Workers
+from voken_common.config.schema.base import Section
+from voken_common.config.schema.bounds import PositiveInt, Side, Workers
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 RETRY_SECONDS = 300.0

@@ -19,11 +19,11 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from voken_common.atomic_write import replacing
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.tokenizer import Config
 from voken_common.data.errors import DataError, ImageDecodeError
 from voken_common.data.images import SampleLoader
 from voken_common.data.transforms import to_float
-from voken_common.evaluation.image_inputs import Found, image_size, loader_of
+from voken_common.evaluation.images.inputs import Found, image_size, loader_of
 from voken_common.metrics import bounded_psnr
 from voken_common.pixels import pad_to_size, to_uint8
 from voken_common.untrusted.names import SafeNames

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int, UInt8
 from tqdm import tqdm
 
 from voken_common.atomic_write import replacing
-from voken_common.config.tokenizer import Config
+from voken_common.config.schema.tokenizer import Config
 from voken_common.data.errors import ImageDecodeError
 from voken_common.data.sources.video import VIDEO_SUFFIXES
 from voken_common.data.video.reading import Frame, VideoStream

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from voken_common.config.data import DataConfig, ImageFolderConfig
+from voken_common.config.schema.data import DataConfig, ImageFolderConfig
 from voken_common.data.decode import identified, reason_of
 from voken_common.data.errors import DataError, ImageDecodeError
 from voken_common.data.images import SampleLoader

@@ -20,8 +20,8 @@ import numpy as np
 from voken_common.checkpoints.downloads import default_cache
 from voken_common.errors import UserError
 from voken_common.evaluation.engine import Engine
-from voken_common.evaluation.references import ReferenceStatistics, read_statistics, write_statistics
-from voken_common.evaluation.samples import Samples, open_samples
+from voken_common.evaluation.generated.references import ReferenceStatistics, read_statistics, write_statistics
+from voken_common.evaluation.generated.samples import Samples, open_samples
 from voken_common.evaluation.shards import Shards
 from voken_common.evaluation.summary import Summary
 from voken_common.evaluation.uncertainty import extrapolated_distance

@@ -10,8 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, model_validator
 
-from voken_common.config.base import Section
-from voken_common.config.bounds import Channels, Codes, Layers, PositiveInt
+from voken_common.config.schema.base import Section
+from voken_common.config.schema.bounds import Channels, Codes, Layers, PositiveInt
 
 Temperature = Annotated[float, Field(ge=1e-6)]
 """Logits are divided by it in float32, which less would overflow."""

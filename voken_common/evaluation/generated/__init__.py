@@ -1,0 +1,1 @@
+"""Generated images measured against a reference: FID, sFID, Inception Score, precision and recall."""

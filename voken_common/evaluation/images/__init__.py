@@ -1,0 +1,1 @@
+"""Images through a tokenizer: reconstructing files, and measuring data sets."""

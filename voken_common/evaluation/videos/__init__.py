@@ -1,0 +1,1 @@
+"""Videos through a tokenizer: reconstructing files, and measuring data sets."""
