@@ -27,16 +27,13 @@ from voken_jax.checkpoints import orbax as jax_checkpoint
 from voken_jax.checkpoints.orbax import find_step as jax_step
 from voken_jax.conversion.orbax_step import _read_item
 from voken_jax.tokenizer.api import Tokenizer
-from voken_jax.training import replay as jax_replay
 from voken_jax.training import run as jax_trainer
 from voken_torch.checkpoints import torch as torch_checkpoint
 from voken_torch.tokenizer.api import Tokenizer as TorchTokenizer
-from voken_torch.training import replay as torch_replay
 from voken_torch.training import run as torch_trainer
 
 TRAINERS = {"jax": jax_trainer, "torch": torch_trainer}
 CHECKPOINTS = {"jax": jax_checkpoint, "torch": torch_checkpoint}
-REPLAYS = {"jax": jax_replay, "torch": torch_replay}
 SMALL = (
     "data.validation=null",
     "training.log_every=4",
@@ -211,13 +208,13 @@ def test_one_more_than_allowed_stops_and_can_be_replayed(framework, tmp_path, mo
         with pytest.raises(NonFiniteError, match=r"step 4: .*after 2 skipped batch.*failed_batch_4.npz"):
             TRAINERS[framework].train(config, workdir)
     assert json.loads((workdir / "heartbeat.json").read_text())["phase"] == "failed"
-    metrics = REPLAYS[framework].replay(config, workdir, workdir / "failed_batch_4.npz")
+    metrics = TRAINERS[framework].replay(config, workdir, workdir / "failed_batch_4.npz")
     assert any(not np.isfinite(value) for value in metrics.values())
     assert "it meets the weights of step 3, the newest checkpoint" in capsys.readouterr().out
     with pytest.raises(CheckpointError, match="cannot be replayed"):
-        REPLAYS[framework].replay(config, workdir, workdir / "config.yaml")
+        TRAINERS[framework].replay(config, workdir, workdir / "config.yaml")
     with pytest.raises(CheckpointError, match="holds no checkpoint, on whose weights"):
-        REPLAYS[framework].replay(config, tmp_path / "other", workdir / "failed_batch_4.npz")
+        TRAINERS[framework].replay(config, tmp_path / "other", workdir / "failed_batch_4.npz")
 
 
 @SLOW_IN_JAX

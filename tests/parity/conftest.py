@@ -1,4 +1,7 @@
-"""Cases are found by their `kind`: a test module lists the kinds it covers in KINDS and takes the fixture `case`."""
+"""Cases are found by their `kind`: a test module lists the kinds it covers in KINDS and takes the fixture `case`.
+
+Kinds in its SLOW compile for minutes: `make parity` runs them, `make test` does not.
+"""
 
 import ast
 from pathlib import Path
@@ -13,7 +16,9 @@ def pytest_generate_tests(metafunc):
         return
     kinds = getattr(metafunc.function, "kinds", None) or metafunc.module.KINDS
     cases = [c for c in load_cases(metafunc.config.getoption("--golden")).values() if c.kind in kinds]
-    metafunc.parametrize("case", cases, ids=[c.name for c in cases])
+    slow = getattr(metafunc.module, "SLOW", ())
+    marked = [pytest.param(c, marks=pytest.mark.slow) if c.kind in slow else c for c in cases]
+    metafunc.parametrize("case", marked, ids=[c.name for c in cases])
 
 
 def covered_kinds():

@@ -26,6 +26,7 @@ from voken_jax.tokenizer.state import build_players, init_state
 from voken_jax.tokenizer.step import Perceptual, TokenizerStep
 
 KINDS = ["train_lfq", "train_ibq", "train_video"]
+SLOW = ["train_video"]
 
 COMMON = {
     "total_loss": "total_loss",
