@@ -249,7 +249,7 @@ def run(kind: str, first: int, count: int) -> dict[str, Any]:
 
 
 def is_good(found: dict[str, Any]) -> bool:
-    """Whether a kind stayed within the limits."""
+    """True if a kind stayed within the limits."""
     return (
         "ended" not in found
         and not found["wrong"]

@@ -36,7 +36,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def crops_of(config, region, pixels):
-    """How the crops of one part of all photographs are read."""
+    """Return the data settings that read crops of one region of every photograph."""
     from voken_common.config.schema.data import DataConfig, SkimageConfig
 
     source = SkimageConfig(region=region, crops=CROPS[region])

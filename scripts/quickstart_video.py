@@ -98,7 +98,7 @@ def prepare(folder: Path) -> str:
 
 
 def configurations(options: argparse.Namespace, workdir: Path):
-    """Of the image tokenizer that is trained first, and of the video tokenizer."""
+    """Configurations of the image tokenizer that is trained first, and of the video tokenizer."""
     from voken_common.config.loading import load_config, overridden, validate
 
     clips = workdir / "clips"

@@ -1,1 +1,1 @@
-"""What the JAX and the PyTorch packages of voken share. Imports neither jax nor torch."""
+"""Common part of the JAX and the PyTorch packages of voken. Imports neither jax nor torch."""

@@ -49,7 +49,7 @@ def replacing(path: str | Path, *, below: str | Path | None = None) -> Iterator[
 
 
 def is_partial(name: str) -> bool:
-    """Whether a file name is one that `replacing` gives while it writes."""
+    """True if a file name is one that `replacing` gives while it writes."""
     return _PARTIAL.fullmatch(name) is not None
 
 

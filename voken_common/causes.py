@@ -1,4 +1,4 @@
-"""What an error comes down to, where libraries wrap what the system said in pages of their own."""
+"""Find the cause of an error that libraries wrap in pages of their own."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def shortened(error: BaseException, longest: int = LONGEST) -> str:
 
 
 def cause_of(error: BaseException) -> str | None:
-    """What the system said, as its own words (`File too large`); None: nothing of that is found."""
+    """Return the system's own words (`File too large`), or None if there are none."""
     for link in _chain(error):
         if isinstance(link, OSError) and link.errno is not None:
             return os.strerror(link.errno)

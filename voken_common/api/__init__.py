@@ -1,1 +1,1 @@
-"""What the public `Tokenizer` and `Generator` of both frameworks share: what they take, and what they give."""
+"""Common part of the public `Tokenizer` and `Generator` of both frameworks: inputs, outputs, summaries."""

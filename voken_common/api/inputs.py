@@ -23,7 +23,7 @@ OVERSHOOT = 0.01
 
 
 class Given(NamedTuple):
-    """What a caller gave, as a batch.
+    """A caller's input as a batch.
 
     Attributes:
         array: images (B, H, W, C) or clips (B, T, H, W, C) in [-1, 1], or ids (B, h, w) or (B, t, h, w).
@@ -97,7 +97,7 @@ def as_numpy(values: Any) -> np.ndarray:
 
 
 def is_torch(value: Any) -> bool:
-    """Whether a value is a PyTorch tensor, without PyTorch."""
+    """True if a value is a PyTorch tensor; found out without importing PyTorch."""
     return any(kind.__module__ == "torch" and kind.__name__ == "Tensor" for kind in type(value).__mro__)
 
 

@@ -18,7 +18,7 @@ from voken_common.published.models import PublishedModel
 
 @dataclass(frozen=True)
 class Known:
-    """What a checkpoint said about a model that was loaded from it.
+    """Description of the checkpoint that a model was loaded from.
 
     Attributes:
         weights: the set of weights.
@@ -32,7 +32,7 @@ class Known:
 
 
 class Shareable:
-    """What has a folder to be saved to, and a repository to be pushed to. `_to_share` is the class's own."""
+    """Models that can be saved to a folder and pushed to a repository. `_to_share` is the class's own."""
 
     known = Known()
 

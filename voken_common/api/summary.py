@@ -1,4 +1,4 @@
-"""What `print(tokenizer)` and `print(generator)` show."""
+"""Summaries that `print(tokenizer)` and `print(generator)` show."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from voken_common.config.schema.tokenizer import Config
 
 
 class Machinery(NamedTuple):
-    """How a loaded model computes.
+    """Formats and device in which a loaded model computes.
 
     Attributes:
         parameters: number of weights.

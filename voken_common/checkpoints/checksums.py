@@ -1,4 +1,4 @@
-"""Checksums of a checkpoint's files and arrays: written with every step, verified before anything is made of it.
+"""Checksums of a checkpoint's files and arrays: written with every step, verified before the step is used.
 
 Storage returns wrong bytes without an error more often than one would like, and Orbax does not notice. A step that is a
 folder carries `checksums.json`: size and CRC-32 of every file, and the CRC-32 of every array's stored bytes, by which a
@@ -52,7 +52,7 @@ Arrays = Mapping[str, Iterable[Extent]]
 
 
 def crc32_of(path: Path, told: Callable[[int], object] = lambda _: None) -> int:
-    """CRC-32 of a whole file; `told` hears of every block of bytes."""
+    """CRC-32 of a whole file; `told` is called with the size of every block read."""
     with os.fdopen(open_descriptor(path), "rb", buffering=0) as file:
         return _crc32(file, None, 0, told)
 
@@ -133,12 +133,12 @@ def write_checksums(folder: Path, arrays: Arrays, without: Iterable[str] = ()) -
 
 
 def has_checksums(folder: Path) -> bool:
-    """Whether a folder carries checksums at all."""
+    """True if a folder carries checksums."""
     return (folder / FILE).exists()
 
 
 def quick_problems(folder: Path, items: Iterable[str] | None = None) -> list[str]:
-    """What is visibly wrong without reading the data: files that are missing or of another size.
+    """List the faults that show without reading the data: files that are missing or of another size.
 
     Args:
         folder: a step with checksums.
@@ -211,7 +211,7 @@ def zip_problems(path: Path, contents: Callable[[], Mapping[str, str]] | None = 
 
 
 def _reads(archive: zipfile.ZipFile, info: zipfile.ZipInfo, told: Callable[[int], object]) -> bool:
-    """Whether an entry has the checksum it was written with."""
+    """True if an entry has the checksum it was written with."""
     try:
         with archive.open(info) as entry:
             while block := entry.read(_BLOCK):

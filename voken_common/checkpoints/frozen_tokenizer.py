@@ -1,4 +1,4 @@
-"""Where the tokenizer of a generator's checkpoint lies."""
+"""Find the tokenizer of a generator's checkpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from voken_common.errors import CheckpointError
 
 
 def find_tokenizer(reference: str, checkpoint: str | Path) -> Path:
-    """The checkpoint of the tokenizer that a generator's configuration names.
+    """Return the checkpoint of the tokenizer that a generator's configuration names.
 
     It is looked for beside the generator first, so that both can be moved together, then where the configuration says.
 

@@ -1,4 +1,4 @@
-"""The steps of a run's work directory: the newest good one is found, damaged ones leave the way, old ones are dropped.
+"""Steps of a work directory: find the newest good one, set damaged ones aside, drop old ones.
 
 All processes of a run go by what the first one finds on the disk. Before a step is dropped, one that stays has been
 read again and found to be what was written.
@@ -38,7 +38,7 @@ Result = TypeVar("Result")
 
 
 class StepFiles(NamedTuple):
-    """How a framework finds and reads its steps.
+    """Functions by which a framework finds and reads its steps.
 
     Attributes:
         steps_in: number -> place of the steps in a folder.
@@ -76,7 +76,7 @@ class RunSteps:
         self._damaged: set[int] = set()
 
     def latest(self) -> int | None:
-        """The newest step on disk that is not damaged, or None; damaged ones after it are told. All processes call it.
+        """Return the newest good step on disk, or None; damaged ones after it are reported. All processes call it.
 
         Raises:
             DamagedError: there are steps, and all are damaged.
@@ -97,7 +97,7 @@ class RunSteps:
         self._found = None
 
     def by_first(self, function: Callable[[], Result]) -> Result:
-        """What a function returns, or raises, on the first process, on all of them. All call it, the first runs it.
+        """Run a function on the first process, and return its result, or raise its error, on all of them. All call it.
 
         Raises:
             CheckpointError: the same on all processes; other errors are raised as they are by the first, and told to
@@ -144,7 +144,7 @@ class RunSteps:
                 )
 
     def _droppable(self, places: dict[int, Path]) -> list[int]:
-        """Steps that need not be kept, once the newest of those that are kept is known to be good.
+        """List the steps that need not be kept, once the newest kept one is known to be good.
 
         Damaged steps do not count as kept, now or later, so that as many good ones stay in their place. Those that are
         visibly damaged stay too; those that were found to be when they were read go when `keep_last` good ones are
@@ -176,7 +176,7 @@ class RunSteps:
             self._damaged.add(last[-1])
 
     def _verified(self, place: Path) -> list[str]:
-        """What is wrong with a step as it lies on the disk; nothing is looked for where checksums are not wanted."""
+        """List the faults of a step on the disk; empty if checksums are switched off."""
         if not self._config.checksums:
             return []
         try:

@@ -119,7 +119,7 @@ def held(workdir: Path, processes: Processes) -> Iterator[None]:
 
 
 def _holder(file: IO[str]) -> str:
-    """Who holds the lock, in words."""
+    """Describe the holder of the lock."""
     try:
         file.seek(0)
         values: dict[str, Any] = loads(file.read(_LONGEST))

@@ -13,7 +13,7 @@ _REST_OF_STATE = (None, None, None, -1, -1)
 
 
 class NumberType:
-    """What `numpy.dtype` in a pickle stands for: a type of numbers, whose byte order the pickle sets afterwards."""
+    """Stand-in for `numpy.dtype` in a pickle: a type of numbers, whose byte order the pickle sets afterwards."""
 
     __slots__ = ("dtype",)
 

@@ -1,4 +1,4 @@
-"""What the checkpoints of both frameworks have in common: where they lie, what a step says of itself, which is used.
+"""Common part of the checkpoints of both frameworks: folders, the description of a step, the choice of a step.
 
 A work directory holds its steps in `checkpoints`: `<step>/` with Orbax items (JAX) or `<step>.pt` (PyTorch). Either way
 a step carries its configuration, so that a command needs nothing but the checkpoint.
@@ -69,7 +69,7 @@ class KindError(CheckpointError):
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What a run knows besides its state: it continues as if it had never stopped.
+    """Progress of a run besides its state, with which it continues as if it had never stopped.
 
     Attributes:
         averages: metric -> sum, count and dtype of the sum since the last logged step.
@@ -82,7 +82,7 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Meta:
-    """What a step says about itself."""
+    """Description of a step."""
 
     config: AnyConfig
     step: int
@@ -129,7 +129,7 @@ class Meta:
 
     @classmethod
     def from_dict(cls, values: Any, origin: str) -> Meta:
-        """Inverse of `to_dict`, of whatever was found in its place; `origin` is the file for messages.
+        """Inverse of `to_dict` that checks what it is given; `origin` is the file for messages.
 
         Raises:
             CheckpointError: another layout, or no such record.
@@ -167,13 +167,13 @@ class Meta:
 
 
 Problems = Callable[[Path], list[str]]
-"""What is wrong with a step, one line each; empty for a good one."""
+"""List the faults of a step, one line each; empty for a good one."""
 
 
 def choose_step(
     steps: Mapping[int, Path], step: Step, read_meta: Callable[[Path], Meta], problems: Problems = lambda _: []
 ) -> Path:
-    """The place of one of several steps (at least one).
+    """Return the path of one of several steps (at least one).
 
     Damaged steps are passed over with a warning, unless they are asked for by number.
 
@@ -201,7 +201,7 @@ def choose_step(
 
 
 def newest_good(steps: Mapping[int, Path], problems: Problems) -> tuple[int, list[int]]:
-    """(the newest step that is not damaged, the damaged ones after it, which are told).
+    """Return the newest step that is not damaged and the damaged ones after it, which are reported.
 
     Raises:
         DamagedError: all of them are damaged.
@@ -300,7 +300,7 @@ def listed(texts: list[str]) -> str:
 def kept_steps(
     metrics: Mapping[int, Mapping[str, float]], config: CheckpointConfig | GeneratorCheckpointConfig
 ) -> set[int]:
-    """Which of several steps (number -> metrics of its validation, if any) are kept: the last ones and the best."""
+    """Choose the steps to keep, the last ones and the best, from number -> metrics of validation, if any."""
     scored = _finite(metrics, config.best_metric)
     best = _ranked(scored, config.best_metric)[: config.keep_best]
     return set(sorted(metrics)[-config.keep_last :]) | set(best)
@@ -346,7 +346,7 @@ def _conversion(workdir: Path, framework: Framework) -> str:
 
 
 def check_same_run(saved: AnyConfig, config: AnyConfig) -> list[str]:
-    """What changed since the checkpoint, a text per key; a run continues only under the networks it was made with.
+    """List the changes since the checkpoint, a text per key; a run continues only with the networks it was made with.
 
     Raises:
         CheckpointError: a key changed that decides what the weights are of.

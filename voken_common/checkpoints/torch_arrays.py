@@ -35,7 +35,7 @@ class Contents:
         self._open: set[int] = set()
 
     def materialise(self, value: Any) -> Any:
-        """What a value becomes.
+        """Convert a value.
 
         Raises:
             CheckpointError: a tensor that cannot be, tensors of more bytes than the file can account for, or

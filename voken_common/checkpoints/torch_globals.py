@@ -211,7 +211,7 @@ _CONSTRUCTORS: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 def find_global(module: str, name: str, *, inert: bool) -> Any:
-    """What a pickle's `module.name` stands for.
+    """Return the meaning of a pickle's `module.name`.
 
     Args:
         module, name: as the pickle spells them.

@@ -112,7 +112,7 @@ def require_same_shapes(found: Mapping[str, Any], expected: Mapping[str, Any], w
 
 
 def map_names(weights: Mapping[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:
-    """The same values under other names; two values under one name are an error."""
+    """Rename the values; two values under one name are an error."""
     result: dict[str, Any] = {}
     for name, value in weights.items():
         if rename(name) in result:

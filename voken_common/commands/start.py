@@ -1,4 +1,4 @@
-"""What every command sets up at its start, before a framework allocates memory."""
+"""Setup of every command at its start, before a framework allocates memory."""
 
 from __future__ import annotations
 

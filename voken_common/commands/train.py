@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_distributed(parser: argparse.ArgumentParser) -> None:
-    """How several processes of one JAX run find each other; see `voken_jax.parallel.distributed`."""
+    """Options by which several processes of one JAX run find each other; see `voken_jax.parallel.distributed`."""
     group = parser.add_argument_group(
         "with JAX only: several processes",
         "Slurm and Open MPI are recognised without options; --distributed is for TPU pods and Kubernetes; elsewhere "

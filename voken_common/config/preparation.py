@@ -1,4 +1,4 @@
-"""What a checkpoint may say about data: how images are prepared, never where anything is read or written.
+"""The part of a data section that a checkpoint may decide: the preparation of images, never a path.
 
 Checkpoints come from strangers. The `data` section inside one names folders, files to keep lists in and addresses of
 its maker's machine; on ours they would be read, and some of them written. Where data lie comes from the user alone.
@@ -45,7 +45,7 @@ def preparation(data: DataConfig) -> dict[str, Any]:
 
 
 def names_data(source: Any) -> bool:
-    """Whether a source, as plain values, says where its data lie."""
+    """True if a source, as plain values, names a path of its data."""
     return isinstance(source, dict) and (source.get("kind") == "skimage" or source.keys() & _PLACES != set())
 
 

@@ -22,7 +22,7 @@ class BadImage:
 
 
 class BadImageLimit:
-    """How many images of a source may be bad."""
+    """Limit on the bad images of a source."""
 
     def __init__(self, length: int, max_fraction: float):
         self._length = length

@@ -34,7 +34,7 @@ class ClipLoader(SampleLoader):
 
     @property
     def bytes_per_sample(self) -> int:
-        """Of the pixels that travel from worker processes."""
+        """Dtype of the pixels that worker processes send."""
         return super().bytes_per_sample * self._frames
 
     @property
@@ -43,7 +43,7 @@ class ClipLoader(SampleLoader):
         return (self._frames - 1) * self._stride + 1
 
     def clip(self, index: int, place: float | None) -> list[UInt8[np.ndarray, "h w 3"]]:
-        """The resized frames of a clip.
+        """Resize the frames of a clip.
 
         Args:
           index: of the video.
@@ -109,7 +109,7 @@ class ClipLoader(SampleLoader):
             raise ImageDecodeError(f"{path}: found {height}x{width} pixels, expected sides within {MAX_ASPECT}:1")
 
     def _resize(self, frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-        """As of images, but `cv2` truncates the longer side, which is how published video tokenizers resized."""
+        """Resize as for images, but `cv2` truncates the longer side, as the published video tokenizers do."""
         if self.config.resize == "cv2":
             height, width = frame.shape[:2]
             short = min(height, width)
@@ -137,7 +137,7 @@ class TrainClip(ClipLoader):
 
 
 class ValidationClip(ClipLoader):
-    """Place in the evaluation order to a validation row: the clip in the middle; padding and bad videos have mask 0."""
+    """Turn a position of the evaluation order into a row: the middle clip; padding and bad videos have mask 0."""
 
     def __init__(self, source: ImageSource, config: DataConfig, count: int):
         super().__init__(source, config)

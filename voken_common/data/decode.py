@@ -138,7 +138,7 @@ def _integers_to_bytes(values: np.ndarray) -> UInt8[np.ndarray, "h w"]:
 
 
 def reason_of(error: Exception) -> str:
-    """What a decoder's error means, without names of objects in memory."""
+    """Describe a decoder's error without the names of objects in memory."""
     text = str(error)
     if isinstance(error, FileNotFoundError):
         return "no such file"

@@ -1,4 +1,4 @@
-"""What can go wrong with data, as errors whose message is meant for the user.
+"""Errors of data, with messages meant for the user.
 
 All of them take one message, so that they survive the trip out of a worker process.
 """

@@ -1,4 +1,4 @@
-"""What a generator's run reads, whatever trains it: token shards, or images that a frozen tokenizer is to encode."""
+"""Training data of generators, for either framework: token shards, or images that a frozen tokenizer encodes."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class SampleLoader:
 
     @property
     def bytes_per_sample(self) -> int:
-        """Of the pixels that travel from worker processes."""
+        """Dtype of the pixels that worker processes send."""
         return self.config.image_size**2 * 3
 
     def resized(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
@@ -105,7 +105,7 @@ class SampleLoader:
         return decoded, label
 
     def _patiently(self, index: int, read: Callable[[], T]) -> T:
-        """What a read of a sample gives; a sample that is gone is a bad one, a store that does not answer is not."""
+        """Read a sample. A missing sample counts as bad; a store that does not answer does not."""
 
         def attempt() -> T:
             with folder_expected(self.source.folder(index)):
@@ -128,7 +128,7 @@ class SampleLoader:
         return transforms.crop(image, self.config.image_size, self.fixed_place(index))
 
     def fixed_place(self, index: int) -> transforms.Place:
-        """Where that crop lies."""
+        """Return the position of that crop."""
         position = self.source.crop_position(index)
         return transforms.central(self.config.resize) if position is None else transforms.relative(position)
 
@@ -163,7 +163,7 @@ class TrainSample(SampleLoader):
 
 
 class ValidationRow(SampleLoader):
-    """Place in the evaluation order to a validation row; places past the end and bad images have mask 0."""
+    """Turn a position of the evaluation order into a row; positions past the end and bad images have mask 0."""
 
     def __init__(self, source: ImageSource, config: DataConfig, count: int):
         super().__init__(source, config)

@@ -72,7 +72,7 @@ class TrainIterator(PositionedBatches):
         return super().get_state() | ({} if fingerprint is None else {"source_order": fingerprint})
 
     def set_state(self, state: dict[str, int]) -> None:
-        """As of every order; that of a source without weights may come from a version that knew only its length."""
+        """Fingerprint of the order; without weights it may come from a version that knew only the length."""
         if self.source.shares() is None:
             state = {name: value for name, value in self.get_state().items() if name == "source_order"} | state
         super().set_state(state)

@@ -93,7 +93,7 @@ def _resize_pillow(image: Image.Image, height: int, width: int) -> UInt8[np.ndar
 def resize_pillow_crop(
     image: Image.Image, size: int, convention: Convention, place: Place
 ) -> UInt8[np.ndarray, "s s 3"]:
-    """`resize_pillow_image` and a square of it, without computing what the crop leaves out.
+    """Resize and crop to a square without computing the pixels that the crop leaves out.
 
     By `cv2` the very same pixels. Where Pillow resizes, which takes the place of the crop in single precision, about
     one value in a thousand of a photograph differs by one of 255 grey levels.
@@ -168,7 +168,7 @@ def _bilinear_taps(
 
 
 def crop(image: UInt8[np.ndarray, "*t h w 3"], size: int, place: Place) -> UInt8[np.ndarray, "*t s s 3"]:
-    """The square of `size` pixels at a place.
+    """Return the square of `size` pixels at an offset.
 
     Raises:
       ValueError: the image is smaller than that.
@@ -208,7 +208,7 @@ def center_crop(
 def random_crop(
     image: UInt8[np.ndarray, "*t h w 3"], size: int, generator: np.random.Generator
 ) -> UInt8[np.ndarray, "*t s s 3"]:
-    """`crop` at a uniformly random place."""
+    """Crop at a uniformly random offset."""
     return crop(image, size, random_place(generator))
 
 

@@ -1,4 +1,4 @@
-"""What decides the numbers of an evaluation, in words."""
+"""Conventions that decide the numbers of an evaluation, in words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PACKAGES = ("voken", "numpy", "scipy", "pillow")
 
 
 def versions(engine: Engine) -> str:
-    """Of what computes."""
+    """Versions and device of the computation."""
     found = []
     for package in _PACKAGES:
         try:

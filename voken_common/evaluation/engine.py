@@ -1,4 +1,4 @@
-"""What evaluation asks of a framework: a tokenizer and the networks of metrics, with NumPy arrays in and out.
+"""Interface between evaluation and a framework: a tokenizer and the networks of metrics, on NumPy arrays.
 
 Shapes: B batch, H/W pixels, T frames, h/w tokens; images and clips are channels last.
 """
@@ -20,7 +20,7 @@ from voken_common.metrics.resize import Resize
 
 
 class Features(NamedTuple):
-    """Of FID's Inception, float32.
+    """Features of FID's Inception, float32.
 
     Attributes:
         pool3: for FID, precision and recall.
@@ -35,7 +35,7 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class MetricWeights:
-    """Where the weights of the metrics' networks come from: `auto`, or a file (of LPIPS a folder).
+    """Sources of the weights of the metrics' networks: `auto`, or a file (for LPIPS a folder).
 
     Attributes:
         inception_setting, lpips, i3d_setting: as `downloads.resolve` takes them.

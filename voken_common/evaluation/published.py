@@ -30,7 +30,7 @@ DATA_SETS = ("ImageNet", "COCO", "UCF-101")
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What decides if a number can be set beside a published one.
+    """Conditions under which a number compares with a published one.
 
     Attributes:
         data_set: of `DATA_SETS`, or empty where it is another or not known.

@@ -1,4 +1,4 @@
-"""How far a number can be trusted: bootstrap intervals of means, and the bias of Frechet distances.
+"""Uncertainty of numbers: bootstrap intervals of means, and the bias of Frechet distances.
 
 A Frechet distance of N samples is too large by about c / N, with a c of its own for every model (Binkowski et al.,
 2018; Chong and Forsyth, "Effectively Unbiased FID and Inception Score and where to find them", 2020). Distances of
@@ -38,7 +38,7 @@ def bootstrap(
 
 
 def extrapolate(sizes: Num[np.ndarray, " k"], distances: Num[np.ndarray, " k"]) -> float:
-    """Where the line through (1 / size, distance) meets 1 / size = 0."""
+    """Extrapolate the line through (1 / size, distance) to 1 / size = 0."""
     slope_and_end = np.polyfit(1 / np.asarray(sizes, np.float64), np.asarray(distances, np.float64), 1)
     return float(slope_and_end[1])
 

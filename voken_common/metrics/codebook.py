@@ -1,4 +1,4 @@
-"""How much of a codebook is in use, from the ids that a data set was encoded to."""
+"""Usage and perplexity of a codebook, from the ids of a data set."""
 
 from __future__ import annotations
 

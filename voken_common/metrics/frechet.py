@@ -22,7 +22,7 @@ class Gaussian(Protocol):
 
     @property
     def mean(self) -> Float64[np.ndarray, " d"]:
-        """Of the features."""
+        """Length of the features."""
 
     @property
     def covariance(self) -> Float64[np.ndarray, "d d"]:
@@ -128,7 +128,7 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
 
 
 def frechet_distance_of_features(first: Num[np.ndarray, "n d"], second: Num[np.ndarray, "m d"]) -> float:
-    """The same from features that fit into memory."""
+    """Compute the statistics of features that fit into memory."""
     statistics = []
     for features in (first, second):
         statistics.append(GaussianStatistics(np.shape(features)[-1]))

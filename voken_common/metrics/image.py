@@ -1,4 +1,4 @@
-"""How close a reconstruction is to its original: PSNR and SSIM per image, as published tokenizers report them.
+"""PSNR and SSIM of reconstructions, per image, as published tokenizers report them.
 
 Both truncate to uint8 first and use scikit-image's definitions with its defaults, on a data range of 1.
 Shapes: B batch, H height, W width, C channels. Images are uint8, or float in [-1, 1].

@@ -1,4 +1,4 @@
-"""What is recorded of one published model."""
+"""Record of one published model."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ def config_file(model: PublishedModel) -> Path:
 
 
 def has_config(model: PublishedModel) -> bool:
-    """Whether this version can build the model's network."""
+    """True if this version can build the model's network."""
     try:
         return config_file(model).is_file()
     except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""What the quickstart measures and shows: held-out crops, a k-means baseline on the same crops, one table."""
+"""Measures and pictures of the quickstart: held-out crops, a k-means baseline on the same crops, one table."""

@@ -29,7 +29,7 @@ _FLAGS = ("scale", "temperature", "top_k", "top_p")
 
 
 class Sampler(Protocol):
-    """What the command needs of a generator."""
+    """The part of a generator that the command uses."""
 
     config: GeneratorConfig
     framework: str

@@ -74,7 +74,7 @@ class NpzWriter:
 
     @property
     def complete(self) -> bool:
-        """Whether the file is there."""
+        """True if the file exists."""
         return self.path.is_file()
 
     @property
@@ -92,7 +92,7 @@ class NpzWriter:
         return images if images == last - first else images // self._batch_size * self._batch_size
 
     def run(self, draw: Draw, report: Callable[[int], Any] = lambda _: None) -> bool:
-        """Draw what is missing of this process's share, and write the file when all shares are whole.
+        """Draw the missing samples of this process's share, and write the file when all shares are complete.
 
         Args:
             draw: gives images by the numbers of their samples, always `batch_size` of them.

@@ -1,4 +1,4 @@
-"""What is asked of a trained generator, checked once for both frameworks: classes, seeds, and how tokens are drawn.
+"""Check requests to a generator, once for both frameworks: classes, seeds, and settings of sampling.
 
 Shape legend: B samples, h w tokens along the sides.
 """
@@ -27,7 +27,7 @@ CACHE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 class Samples(NamedTuple):
-    """What a generator gives.
+    """Samples of a generator.
 
     Attributes:
         ids: (B, h, w) tokens, as the tokenizer takes them.
@@ -106,7 +106,7 @@ def check_cache_dtype(dtype: Any) -> None:
 
 
 def check_sampling(sampling: Sampling | SamplingConfig | None, config: GeneratorConfig) -> Sampling:
-    """How to draw: as given, or as the generator's configuration says.
+    """Return the given settings of sampling, or those of the generator's configuration.
 
     Raises:
         ValueError: values that cannot be, or not one per sub-token.

@@ -12,7 +12,7 @@ from voken_common.config.schema.run import HealthConfig
 
 
 class CodeUse(NamedTuple):
-    """How much of a codebook some tokens met.
+    """Share of a codebook that some tokens used.
 
     Attributes:
         used: distinct codes.
@@ -31,7 +31,7 @@ class CodeUse(NamedTuple):
 
     @property
     def possible(self) -> float:
-        """What so many tokens meet when they are spread evenly: n over k codes meet 1 - exp(-n / k) of them."""
+        """Expected share of codes that n evenly spread tokens use: 1 - exp(-n / k) of k codes."""
         return 1 - math.exp(-self.tokens / self.codes)
 
 

@@ -1,4 +1,4 @@
-"""What training a generator costs in arithmetic, and what devices can do: the two sides of model FLOPs utilisation.
+"""Count the FLOPs of training a generator and look up the peak of devices: the two sides of FLOPs utilisation.
 
 Shape letters: C width, F feed-forward width, T tokens, L layers, V codes.
 """

@@ -1,4 +1,4 @@
-"""What a generator's run logs beside its losses, the same in both frameworks."""
+"""Metrics that a generator's run logs besides its losses, the same in both frameworks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def perplexities(metrics: Mapping[str, float]) -> dict[str, float]:
 def with_schedules(
     config: GeneratorConfig, means: Mapping[str, float], schedule: Schedule, number: int, total_steps: int
 ) -> dict[str, float]:
-    """What is logged after the `number`-th step (from 1): means, perplexities, learning rate and weight decay."""
+    """Return the metrics to log after step `number` (from 1): means, perplexities, learning rate and weight decay."""
     optimizer = config.optimizer
     scheduled = {
         "learning_rate": optimizer.learning_rate * float(schedule(number - 1)),
@@ -44,7 +44,7 @@ def with_schedules(
 
 
 def rates(config: GeneratorConfig, device: str, devices: int) -> dict[str, float]:
-    """What one sample per second makes: tokens per second, and where the device's peak is known its utilisation.
+    """Rates per one sample per second: tokens per second, and utilisation if the device's peak is known.
 
     Args:
         config: the run.
@@ -61,7 +61,7 @@ def rates(config: GeneratorConfig, device: str, devices: int) -> dict[str, float
 
 
 def shown_labels(count: int, classes: int) -> Int[np.ndarray, " B"]:
-    """As many classes as there are samples, spread over all of them; each of them in turn if there are fewer."""
+    """Choose as many classes as there are samples, spread over all; in turn if there are fewer classes."""
     return (np.arange(count) * max(classes // max(count, 1), 1) % classes).astype(np.int32)
 
 

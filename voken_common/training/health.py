@@ -149,7 +149,7 @@ INPUT_ADVICE = (
 
 
 def failed_batch_path(workdir: Path, step: int, process: tuple[int, int] = (0, 1)) -> Path:
-    """Where the batch that broke a step is kept; one file per process, which holds its share."""
+    """Return the file of a batch that broke a step; one file per process, which holds its share."""
     index, count = process
     share = "" if count == 1 else f"_process_{index}_of_{count}"
     return workdir / f"failed_batch_{step}{share}.npz"
@@ -202,7 +202,7 @@ def check_replayed(path: Path, batch: Mapping[str, np.ndarray], batch_size: int)
 
 
 def describe_replay(path: Path, step: int, terms: list[str], at: int, metrics: Mapping[str, float]) -> str:
-    """What a replayed step gave, as a table.
+    """Format the terms of a replayed step as a table.
 
     Args:
         path: the file of the batch.

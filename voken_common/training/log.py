@@ -1,4 +1,4 @@
-"""What a run tells its user: TensorBoard scalars and pictures, a progress bar, and messages that do not break it."""
+"""Log of a run: TensorBoard scalars and pictures, a progress bar, and messages that do not break it."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class RunLog:
             self._writer.flush()
 
     def warning(self, text: str) -> None:
-        """The same for what a user should look into; it goes to the program's log."""
+        """Show a warning above the progress bar; it goes to the program's log too."""
         if self._enabled:
             with tqdm.external_write_mode(file=sys.stderr):
                 logger.warning(text)

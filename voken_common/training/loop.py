@@ -37,7 +37,7 @@ class Steps(Protocol):
         """The codes used since the last call, over all processes, which all call it; None: there is no codebook."""
 
     def progress(self) -> Progress:
-        """What a checkpoint must hold besides the state."""
+        """Return the progress that a checkpoint holds besides the state."""
 
 
 class Saves(Protocol):
@@ -140,7 +140,7 @@ class RunLoop:
             raise
 
     def _due(self, number: int) -> bool:
-        """Whether anything happens after a step."""
+        """True if anything is due after a step."""
         config = self._task.config
         paces = (config.training.log_every, config.validation.every, config.checkpoint.every)
         return number == self._task.total_steps or any(number % pace == 0 for pace in paces)

@@ -48,7 +48,7 @@ class Checkpoints(Protocol):
 
 
 class Framework(Protocol):
-    """What a framework brings to a run.
+    """The parts of a run that a framework brings.
 
     Attributes:
         name: as checkpoints know it.

@@ -1,4 +1,4 @@
-"""What an evaluation of a tokenizer on held-out images gives, and how it adds up over batches and processes.
+"""Result of validating a tokenizer on held-out images, and its totals over batches and processes.
 
 Shape letters: b = rows of a batch, k = codes.
 """

@@ -1,1 +1,1 @@
-"""What comes from strangers: names that become paths, text that becomes messages, files that are opened."""
+"""Input from strangers: names that become paths, text that becomes messages, files that are opened."""

@@ -115,5 +115,5 @@ def _checksum(text: str) -> str:
 
 
 def _folded(path: PurePosixPath) -> str:
-    """The same for paths that some file system takes for one."""
+    """Return one key for all paths that some file system takes for the same."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKD", str(path)).casefold()).casefold()

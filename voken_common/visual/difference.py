@@ -1,4 +1,4 @@
-"""What two images differ by, as a picture on paper: white where they agree, darker the more they differ."""
+"""Difference of two images as a picture: white where they agree, darker the more they differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a picture reaches the disk, still or moving."""
+"""Write pictures to disk, still or moving."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from voken_common.visual.style import BAR, FAINT, FONT_SIZE, INK, MARGIN, PAPER,
 
 
 def codebook_usage_plot(counts: Int[np.ndarray, " k"], width: int = 640, height: int = 320) -> Picture:
-    """How often each code was used, most frequent first, on a logarithmic scale; unused codes leave the right empty.
+    """Plot the counts of codes, most frequent first, on a logarithmic scale; unused codes leave the right empty.
 
     The dashed line is where every code would lie if all were equally frequent.
 

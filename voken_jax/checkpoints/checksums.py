@@ -78,7 +78,7 @@ def seal(step_folder: Path) -> None:
 
 
 def step_problems(step_folder: Path, items: Iterable[str] | None = None) -> list[str]:
-    """What is wrong with a step, one line each; empty for a good one.
+    """List the faults of a step, one line each; empty for a good one.
 
     A step without checksums is good as far as one can see, unless its own configuration asked for them.
 
@@ -92,7 +92,7 @@ def step_problems(step_folder: Path, items: Iterable[str] | None = None) -> list
 
 
 def visible_problems(step_folder: Path) -> list[str]:
-    """What is wrong with a step as far as one sees without reading its arrays, one line each."""
+    """List the faults of a step that show without reading its arrays, one line each."""
     if integrity.has_checksums(step_folder):
         return integrity.quick_problems(step_folder)
     return _missing_checksums(step_folder)

@@ -1,4 +1,4 @@
-"""Where Orbax keeps the bytes of each array of a step: OCDBT, the database of TensorStore that it writes into."""
+"""Find the bytes of each array of an Orbax step in OCDBT, the database format of TensorStore."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _entries(base: Any, node: dict[str, Any], prefix: str = "") -> Iterator[tupl
 
 
 def _extent(location: str) -> Extent:
-    """Of `value:FOLDER:FILE:OFFSET:LENGTH`."""
+    """Parse `value:FOLDER:FILE:OFFSET:LENGTH`."""
     parts = location.split(":")
     if len(parts) != 5 or parts[0] != "value":
         raise ValueError(f"unknown location {location!r} in a database of arrays")

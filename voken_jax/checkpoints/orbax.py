@@ -82,7 +82,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def latest_step(self) -> int | None:
-        """The newest step on disk that is not damaged, or None; damaged ones after it are told.
+        """Return the newest step on disk that is not damaged, or None; damaged ones after it are reported.
 
         Raises:
             DamagedError: there are steps, and all are damaged.
@@ -170,7 +170,7 @@ class Checkpoints:
         return state
 
     def meta(self, step: int) -> Meta:
-        """What a step on disk says about itself."""
+        """Read the description of a step on disk."""
         return read_meta(self._folder / str(step))
 
     def close(self) -> None:
@@ -269,7 +269,7 @@ def read_data(step_folder: Path) -> dict[str, Any] | None:
 
 
 def load_generator(step_folder: Path, abstract: dict[str, Any], weights: Weights | None = None) -> dict[str, jax.Array]:
-    """The generator's weights of a step folder, and nothing else of it.
+    """Read the generator's weights of a step folder, and nothing else.
 
     Args:
         step_folder: as `find_step` gives it.
@@ -295,7 +295,7 @@ def load_generator(step_folder: Path, abstract: dict[str, Any], weights: Weights
 
 @contextlib.contextmanager
 def readable(folder: Path) -> Iterator[None]:
-    """Around reading a step, or an item of one: what Orbax raises becomes an error that says which could not be read.
+    """Turn the errors of Orbax while a step is read into one that names the step or item.
 
     Raises:
         CheckpointError: in place of any other error.

@@ -1,4 +1,4 @@
-"""A write or read that fails is told once, by our own error: Orbax and TensorStore repeat it per array, a trace each.
+"""Report a failed write or read once, by our own error: Orbax and TensorStore repeat it per array, with a trace each.
 
 Three places speak without being asked, when a disk is full: the thread of every array handler logs what it raises, and
 raises it too; asyncio logs the writes that nobody waited for any more; and TensorStore cannot report the others to an
@@ -47,7 +47,7 @@ def hush() -> None:
 
 
 def _is_of_orbax(record: logging.LogRecord) -> bool:
-    """Whether a record comes from Orbax, or its error passed through it."""
+    """True if a log record comes from Orbax, or its error passed through Orbax."""
     trace = record.exc_info[2] if record.exc_info else None
     files = [record.pathname]
     while trace is not None:

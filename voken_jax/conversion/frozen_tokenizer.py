@@ -39,7 +39,7 @@ class FirstStage:
 
 
 def target_of(path: Path) -> Path:
-    """Where the tokenizer of a generator at `path` is written: beside it, `gen_tokenizer` or `gen_tokenizer.pt`."""
+    """Return the target for a generator's tokenizer: beside it, `gen_tokenizer` or `gen_tokenizer.pt`."""
     if path.suffix in places.SUFFIXES:
         return path.with_name(f"{path.stem}{SUFFIX}{path.suffix}")
     return path.with_name(path.name + SUFFIX)

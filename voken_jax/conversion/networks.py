@@ -1,4 +1,4 @@
-"""What weights the networks of a configuration have, under torch names; nothing is allocated."""
+"""List the weights of a configuration's networks under torch names; nothing is allocated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a conversion reads and where it writes: finding the source, and replacing a target only when it is whole."""
+"""Find the source of a conversion, and replace its target only when the new one is complete."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def target_format(path: Path, asked: Format | None) -> Format:
 
 
 def is_directory(path: Path, target: Format) -> bool:
-    """Whether the target is a work directory, in which training can go on, rather than a file."""
+    """True if the target is a work directory, in which training can continue, and not a file."""
     return target == "orbax" or (target == "torch" and path.suffix != ".pt")
 
 

@@ -1,4 +1,4 @@
-"""The one place of voken_jax that knows PyTorch, and only inside these functions: importing it loads nothing of it.
+"""The one module of voken_jax that knows PyTorch, only inside its functions: importing it loads nothing of PyTorch.
 
 It writes torch files, reads those that the user trusts, and runs the PyTorch networks for a comparison.
 """
@@ -24,7 +24,7 @@ logger = logging.getLogger("voken")
 
 
 def is_installed() -> bool:
-    """Whether there is PyTorch to bridge to."""
+    """True if PyTorch is installed."""
     return importlib.util.find_spec("torch") is not None
 
 

@@ -50,7 +50,7 @@ class Comparison:
 
     @property
     def good(self) -> bool:
-        """Whether the two agree."""
+        """True if the two agree."""
         return self.equal + self.near_ties == self.total and self.difference <= LARGEST_DIFFERENCE
 
     def __str__(self) -> str:
@@ -126,7 +126,7 @@ def _near_ties(
     others: Int[Array, "B *s"],
     codebook: Float[Array, "K D"] | None,
 ) -> Array:
-    """Where ids differ and a change of the latent by LATENT_NOISE of its length can have made the difference.
+    """Find the ids that differ because of a tie: changing the latent by LATENT_NOISE of its length can explain them.
 
     Every quantizer here compares inner products <z, c> (squared distances do, up to what does not depend on z), and
     <z + d, c - c'> changes by at most |d| |c - c'|.

@@ -164,7 +164,7 @@ class Generator(Shareable):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """What turns tokens into images.
+        """The tokenizer that turns tokens into images.
 
         Raises:
             CheckpointError: none is named, it is not there, or it has other codes than are generated.

@@ -1,4 +1,4 @@
-"""What a generator is trained and validated on: token shards, or images that a frozen tokenizer encodes."""
+"""Training and validation data of a generator: token shards, or images that a frozen tokenizer encodes."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from voken_jax.tokenizer.state import build_autoencoder
 
 
 class FrozenTokenizer:
-    """The tokenizer of a generator's configuration.
+    """Return the tokenizer of a generator's configuration.
 
     Args:
         config: the generator's run.

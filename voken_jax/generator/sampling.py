@@ -23,7 +23,7 @@ less of what is still empty; each is a loop of its own in the program."""
 
 @functools.cache
 def compiler_options() -> dict[str, str]:
-    """What `generate` is best compiled with, for `jax.jit(..., compiler_options=)`.
+    """Return the compiler options that suit `generate`, for `jax.jit(..., compiler_options=)`.
 
     On a CPU: without YNNPACK, where the compiler has it, whose products of a few rows with the weights take up to twice
     as long as those without (docs/performance.md).

@@ -100,7 +100,7 @@ def token_losses(
 
 
 class GeneratorStepped(NamedTuple):
-    """What one step makes of a state: the state after it (as before, where a metric was not finite) and metrics."""
+    """Result of one step: the state after it (unchanged if a metric was not finite) and metrics."""
 
     state: GeneratorState
     metrics: Metrics

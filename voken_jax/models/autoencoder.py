@@ -56,7 +56,7 @@ class Autoencoder(nnx.Module):
         return self.quant_conv(latents) if hasattr(self, "quant_conv") else latents
 
     def features(self, codes: Float[Array, "B *s D"], key: PRNGKeyArray | None = None) -> Float[Array, "B *S C"]:
-        """What the decoder's last convolution sees."""
+        """Compute the input of the decoder's last convolution."""
         codes = codes.astype(self.dtype)
         if hasattr(self, "post_quant_conv"):
             codes = self.post_quant_conv(codes)

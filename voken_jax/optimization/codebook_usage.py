@@ -1,4 +1,4 @@
-"""Which codes training uses: a flag per code on every device, set by its own tokens and read on logging steps only.
+"""Track the codes that training uses: a flag per code on every device, read on logging steps only.
 
 Shape legend: A micro-batches, b samples of one, G parts that a batch is split into, K codes.
 """
@@ -52,5 +52,5 @@ def see(mesh: Mesh, seen: SeenCodes, ids: Int[Array, "A b ..."], good: Bool[Arra
 
 @jax.jit
 def distinct(flags: Bool[Array, "G K"]) -> Int[Array, ""]:
-    """How many codes have been used on any device."""
+    """Count the codes that any device has used."""
     return flags.any(axis=0).sum(dtype=jnp.int32)

@@ -186,7 +186,7 @@ class Tokenizer(Shareable):
         return ids[0] if single else ids
 
     def codes(self, ids: ArrayLike) -> Float[Array, "*Bs D"]:
-        """What the decoder sees for these ids; `ids_of` inverts it exactly."""
+        """Return the decoder's input for these ids; `ids_of` inverts it exactly."""
         given = to_ids(ids, self.codebook_size, self._axes)
         codes = lookup(self.config.quantizer, jnp.asarray(given.array, jnp.int32), self._codebook())
         return codes[0] if given.single else codes

@@ -1,4 +1,4 @@
-"""One optimizer step of both players: the only place where a tokenizer's terms are weighted and summed.
+"""One optimizer step of both players: the only module that weighs and sums a tokenizer's terms.
 
 `TokenizerStep` is called as `(state, images) -> (state, metrics, ids)` and runs one jitted program with donated state.
 LFQ updates the generator first and the discriminator on the same reconstruction; IBQ and VQ update the discriminator
@@ -51,7 +51,7 @@ class Perceptual(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """What the generator's losses are computed from."""
+    """Inputs of the generator's losses."""
 
     reconstruction: Images
     features: Float[Array, "B *S C"]
@@ -59,14 +59,14 @@ class Forward(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What passes from one pass through the discriminator to the next."""
+    """Values carried from one pass through the discriminator to the next."""
 
     buffers: Weights
     lecam: LecamAverages
 
 
 class Stepped(NamedTuple):
-    """What one step makes of a state.
+    """Result of one step.
 
     Attributes:
         state: after the step; as before, with its failure bits set, where a metric was not finite.
@@ -129,7 +129,7 @@ class TokenizerStep:
         return self.trace(state, images).lower()
 
     def trace(self, state: TrainState, images: Any) -> jax.stages.Traced:
-        """The same one stage earlier, where its operations are still JAX's."""
+        """Trace the program, one stage before `lower`: its operations are still JAX's."""
         frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self._frozen)
         return self.program.trace(state, images, frozen)
 

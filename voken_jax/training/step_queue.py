@@ -48,7 +48,7 @@ class _Flight(NamedTuple):
 
 
 class _Totals(NamedTuple):
-    """What is gathered over the steps between two logged ones; None: nothing so far, or there is no codebook."""
+    """Totals over the steps between two logged ones; None: nothing so far, or no codebook."""
 
     averages: Averages | None
     codes: SeenCodes | None
@@ -129,7 +129,7 @@ class Steps:
         return use
 
     def progress(self) -> Progress:
-        """What a checkpoint must hold besides the state; only after `settle`."""
+        """Return the progress that a checkpoint holds besides the state; only after `settle`."""
         totals = jax.device_get(self._totals.averages or {})
         averages = {name: (float(a.total), int(a.count), str(a.total.dtype)) for name, a in totals.items()}
         return Progress(averages, self._skipped)

@@ -23,7 +23,7 @@ from voken_torch.models.generator import build_generator
 
 
 class Loaded(NamedTuple):
-    """What was read.
+    """Weights that were read, with their description.
 
     Attributes:
         meta: what the checkpoint says about itself.
@@ -41,7 +41,7 @@ class Loaded(NamedTuple):
 
     @property
     def source(self) -> str:
-        """Where it came from, for people: the step of a work directory, else what `Resolved.source` says."""
+        """Describe the source for people: the step of a work directory, else `Resolved.source`."""
         return str(self.path) if self.resolved.path.is_dir() else self.resolved.source
 
 

@@ -82,7 +82,7 @@ class Checkpoints:
         self._steps = RunSteps(self._folder, config, files, processes(torch.device("cpu")))
 
     def latest_step(self) -> int | None:
-        """The newest step on disk that is not damaged, or None; damaged ones after it are told.
+        """Return the newest step on disk that is not damaged, or None; damaged ones after it are reported.
 
         All processes call it, the first one looks.
 
@@ -149,7 +149,7 @@ class Checkpoints:
         """Do nothing: a step is written when `save` returns."""
 
     def meta(self, step: int) -> Meta:
-        """What a step on disk says about itself."""
+        """Read the description of a step on disk."""
         return read_meta(self._folder / f"{step}.pt")
 
     def _write(self, step: int, content: dict[str, Any]) -> None:
@@ -166,7 +166,7 @@ def steps_in(folder: Path) -> dict[int, Path]:
 
 
 def file_problems(path: Path) -> list[str]:
-    """What is wrong with a checkpoint file, one line each; empty for a good one."""
+    """List the faults of a checkpoint file, one line each; empty for a good one."""
     found = zip_problems(path, lambda: torch_pickle.storage_names(path))
     if not found:
         try:
@@ -179,7 +179,7 @@ def file_problems(path: Path) -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    """What torch says, without its advice to load the file by running what is in it."""
+    """Return torch's message without its advice to load the file by running its contents."""
     if isinstance(error, pickle.UnpicklingError):
         return "it holds objects that are neither tensors nor plain values; nothing of it was run"
     return str(error).partition("\n")[0]
@@ -249,7 +249,7 @@ def load_generator(path: Path, weights: Weights | None = None) -> dict[str, Tens
 
 
 class _Target:
-    """A file that remembers why a write failed: torch tells only that one did."""
+    """File that remembers why a write failed: torch only says that one did."""
 
     def __init__(self, file: IO[bytes]):
         self._file, self.error = file, cast(OSError | None, None)

@@ -19,7 +19,7 @@ from voken_torch.tokenizer.api import Tokenizer
 
 
 class FrozenTokenizer:
-    """The tokenizer that a generator's configuration names.
+    """Return the tokenizer that a generator's configuration names.
 
     Args:
         config: the generator's run.

@@ -1,1 +1,1 @@
-"""What every optimizer step shares: optimizers and which codes were used."""
+"""Common parts of every optimizer step: optimizers, and the codes that were used."""

@@ -1,4 +1,4 @@
-"""Which codes training uses: a flag per code in every process, set by its own tokens and read on logging steps only.
+"""Track the codes that training uses: a flag per code in every process, read on logging steps only.
 
 Shape legend: K codes.
 """
@@ -36,7 +36,7 @@ class SeenCodes:
             self._tokens += part.numel()
 
     def take(self) -> CodeUse:
-        """What the tokens of all processes have used since the last call; all of them call it."""
+        """Return the codes used by the tokens of all processes since the last call; all processes call it."""
         if process_count() > 1:
             dist.all_reduce(self._flags, dist.ReduceOp.MAX)
         use = CodeUse(int(self._flags.sum()), self._flags.numel(), self._tokens * process_count())

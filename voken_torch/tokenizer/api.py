@@ -213,7 +213,7 @@ class Tokenizer(Shareable, nn.Module):
         return ids[0] if single else ids
 
     def codes(self, ids: Any) -> Float[Tensor, "*Bs D"]:
-        """What the decoder sees for these ids; `ids_of` inverts it exactly."""
+        """Return the decoder's input for these ids; `ids_of` inverts it exactly."""
         given = to_ids(ids, self.codebook_size, self._axes)
         codes = self._codes(given.array)
         return codes[0] if given.single else codes

@@ -17,7 +17,7 @@ class Images(Pictures, Tensor):
 
     @staticmethod
     def of(images: Tensor) -> Images:
-        """The same memory, with the ways out."""
+        """Wrap a tensor, sharing its memory."""
         found: Images = images.as_subclass(Images)
         return found
 

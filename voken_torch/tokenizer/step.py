@@ -1,4 +1,4 @@
-"""One optimizer step of both players: the only place where a tokenizer's terms are weighted and summed.
+"""One optimizer step of both players: the only module that weighs and sums a tokenizer's terms.
 
 `TokenizerStep` is called as `(state, images) -> metrics` and changes the state in place, or not at all: a loss or
 gradient norm that is not finite raises `NonFiniteError` and leaves the state as it was. LFQ updates the generator first
@@ -55,7 +55,7 @@ Scalar = Float[Tensor, ""]
 
 
 class Forward(NamedTuple):
-    """What the generator's losses are computed from, with the graph to the parameters behind it."""
+    """Inputs of the generator's losses, with the graph to the parameters."""
 
     reconstruction: Images
     terms: Metrics

@@ -75,7 +75,7 @@ class Steps:
         return None if self._task.seen_codes is None else self._task.seen_codes.take()
 
     def progress(self) -> Progress:
-        """What a checkpoint must hold besides the state."""
+        """Return the progress that a checkpoint holds besides the state."""
         sums = self._sums.items()
         kinds = {name: str(value.dtype).removeprefix("torch.") for name, value in sums}
         return Progress({name: (float(value), self._count, kinds[name]) for name, value in sums}, self._skipped)

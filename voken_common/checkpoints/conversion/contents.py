@@ -62,7 +62,7 @@ class Moments:
 
 @dataclasses.dataclass
 class Training:
-    """What a run needs beside weights to go on.
+    """State that a run needs besides weights to continue.
 
     Attributes:
         rng: two words of 32 bits.
@@ -121,7 +121,7 @@ class Contents:
 
     @property
     def meta(self) -> Meta:
-        """What a checkpoint with these contents says about itself."""
+        """Return the description of a checkpoint with these contents."""
         assert self.config is not None, "the configuration is found before anything is written"
         return Meta(self.config, self.step, self.metrics, self.progress)
 
@@ -159,7 +159,7 @@ class Contents:
 
 
 def narrow(contents: Contents, target: Format, weights: Weights | None, who: str | None = None) -> None:
-    """Leave behind, in place, what is not asked for and what the target cannot hold; `dropped` says why.
+    """Drop, in place, the parts that are not asked for or that the target cannot hold; `dropped` says why.
 
     Args:
         contents: what the source has.

@@ -119,7 +119,7 @@ def sort_state_dict(state_dict: Arrays, origin: str) -> Sorted:
 
 
 def is_state_dict(root: Any) -> bool:
-    """Whether something is weights by name, some of them of a known family."""
+    """True if a value holds weights by name, some of them of a known family."""
     if not isinstance(root, Mapping) or not all(isinstance(key, str) for key in root):
         return False
     known = [key for key in root if any(_prefix(_unwrapped(key), family) is not None for family in FAMILIES)]
@@ -177,7 +177,7 @@ def to_contents(root: Mapping[str, Any], origin: str) -> Contents:
 
 
 def resolve_averages(contents: Contents, manifest: Manifest) -> None:
-    """Give the unnamed averages of `contents` the names of what they average, in place.
+    """Name the unnamed averages of `contents` after the weights that they average, in place.
 
     Raises:
         NameMismatch: some are missing or belong to nothing.
@@ -262,7 +262,7 @@ def _step(value: Any, origin: str) -> int:
 
 
 def _kind(value: Any) -> str:
-    """What a value is, for messages: the name of a skipped object, else its type."""
+    """Describe a value for messages: the name of a skipped object, else its type."""
     return f"a skipped object, {value.name}" if isinstance(value, Inert) else type(value).__name__
 
 

@@ -1,4 +1,4 @@
-"""Which published model a set of weights belongs to, by names and shapes."""
+"""Recognise the published model of a set of weights by names and shapes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _is_of(model: PublishedModel, kind: str) -> bool:
 
 
 def _distance(model: PublishedModel, name: str) -> int:
-    """How far the name of a file is from that of a model."""
+    """Measure the distance between the names of a file and of a model."""
     if name in (model.name, model.file, model.full_name):
         return 0
     if model.name in name:
@@ -81,7 +81,7 @@ def _distance(model: PublishedModel, name: str) -> int:
 
 
 def _is_called_after(chosen: PublishedModel, fitting: list[PublishedModel], name: str) -> bool:
-    """Whether a name tells one of several models from the others."""
+    """True if a name tells one of several models from the others."""
     nearest = _distance(chosen, name)
     return (nearest < 2 or "pretrain" in name.lower()) and sum(_distance(m, name) == nearest for m in fitting) == 1
 
@@ -146,7 +146,7 @@ def _nothing_fits(
 
 
 def difference(contents: Contents, manifest: Manifest) -> str | None:
-    """Why these are not the weights of a network, or None."""
+    """Return the reason why these are not the weights of a network, or None."""
     try:
         check_networks(contents, manifest)
     except names.NameMismatch as error:

@@ -54,7 +54,7 @@ _TYPES = {code: np.dtype(getattr(ml_dtypes, name, name)) for name, code in _NAME
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file opens as safetensors do: the length of a JSON header, and the header."""
+    """True if a file begins as safetensors do: the length of a JSON header, and the header."""
     with path.open("rb") as file:
         start = file.read(9)
     return len(start) == 9 and start[8:] == b"{" and 0 < int.from_bytes(start[:8], "little") <= _HEADER_LIMIT
@@ -116,7 +116,7 @@ def read_raw(path: str | Path, *, verify: bool = True) -> tuple[dict[str, np.nda
 
 
 def read_meta_of(path: str | Path) -> Meta | None:
-    """What a .safetensors file says about itself, without reading its tensors; None where voken did not write it.
+    """Read the description of a .safetensors file without its tensors; None if voken did not write it.
 
     Raises:
         CheckpointError, ConfigError: it is damaged, or was written by another version.
@@ -129,7 +129,7 @@ def read_meta_of(path: str | Path) -> Meta | None:
 
 
 def read_label(path: str | Path) -> Weights:
-    """Which set of weights a .safetensors file of voken holds."""
+    """Return the set of weights that a .safetensors file of voken holds."""
     return read_metadata(_metadata(Path(path)), str(path))[1] or "raw"
 
 
@@ -166,7 +166,7 @@ def _fill(array: np.ndarray, file: IO[bytes]) -> None:
 
 
 def _has_checksums(metadata: Mapping[str, str], path: Path) -> bool:
-    """Whether voken wrote checksums into a file.
+    """True if voken wrote checksums into a file.
 
     Raises:
         DamagedError: it did, and they are no longer there.
@@ -202,7 +202,7 @@ def _checksums(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) ->
 
 
 def _about(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
-    """What a file says of itself, one after the other: configuration, set of weights, types and shapes by name."""
+    """Yield the description of a file in parts: configuration, set of weights, types and shapes by name."""
     layout = {name: [array.dtype.name, *array.shape] for name, array in arrays.items()}
     return metadata.get(META_KEY, "") + metadata.get(WEIGHTS_KEY, "") + json.dumps(layout, sort_keys=True)
 
@@ -213,7 +213,7 @@ def _bytes(array: np.ndarray) -> memoryview:
 
 
 def read_metadata(metadata: Mapping[str, str], origin: str) -> tuple[Meta | None, Weights | None]:
-    """What voken wrote into a file's metadata; None where somebody else wrote the file.
+    """Read voken's metadata of a file; None if another program wrote the file.
 
     Raises:
         CheckpointError, ConfigError: it was written by another version, or is damaged.

@@ -1,4 +1,4 @@
-"""What the sizes of a few weights tell of a network: cheap to compare with many configurations."""
+"""Sizes of a network, read off a few weights: cheap to compare with many configurations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LAYER = re.compile(r"(spatial_blocks|blocks|factorized_blocks)\.\d+\.attention_
 
 
 class TokenizerSignature(NamedTuple):
-    """What the sizes of a few weights tell of an autoencoder; None where the weight is missing."""
+    """Sizes of an autoencoder, read off a few weights; None if the weight is missing."""
 
     learned_codes: bool
     codebook_size: int | None
@@ -67,7 +67,7 @@ class TokenizerSignature(NamedTuple):
 
 
 class GeneratorSignature(NamedTuple):
-    """What the sizes of a few weights tell of a transformer; None where the weight is missing."""
+    """Sizes of a transformer, read off a few weights; None if the weight is missing."""
 
     vocabularies: tuple[int, ...]
     width: int | None

@@ -28,7 +28,7 @@ _MOMENTS = ("count", "mu", "nu")
 
 
 def is_own(root: Any) -> bool:
-    """Whether what was read from a torch file is a checkpoint of voken."""
+    """True if the contents of a torch file are a checkpoint of voken."""
     return isinstance(root, Mapping) and root.get("format") == FORMAT
 
 

@@ -19,7 +19,7 @@ _COUNTER = ".num_batches_tracked"
 
 
 class FeatureWeights(NamedTuple):
-    """What was read, and which file it was.
+    """Weights that were read, and their file.
 
     Attributes:
         arrays: {torch key: float32 array}, exactly those of the network.

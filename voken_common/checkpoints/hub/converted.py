@@ -106,7 +106,7 @@ def _choose(sets: list[Weights], weights: Weights | None, source: Path) -> Weigh
 
 
 def _label(model: models.PublishedModel | None, config: AnyConfig | None, name: str) -> str:
-    """What was asked for, as a file name."""
+    """Turn a request into a file name."""
     if config is not None:
         return "config-" + _digest(config)
     if model is not None:
@@ -129,7 +129,7 @@ def _record_of(readable: Readable) -> dict[str, Any]:
 
 
 def _read_record(file: Path) -> dict[str, Any] | None:
-    """What is known of a file; None where it is unknown, or this version would say something else of the model."""
+    """Return the record of a file; None if it is unknown, or if this version would describe the model differently."""
     try:
         record = json.loads(file.read_bytes())
         if record["format"] != _FORMAT or not record["sets"]:

@@ -102,7 +102,7 @@ def files_of(reference: HubReference) -> list[str]:
 
 
 def brought_by_hand(reference: HubReference) -> Path | None:
-    """Where a file is looked for that was not downloaded by the client: `CACHE/checkpoints/OWNER/NAME/FILE`."""
+    """Return the path of a file that was brought by hand: `CACHE/checkpoints/OWNER/NAME/FILE`."""
     if reference.file is None:
         return None
     return default_cache() / "checkpoints" / reference.repository / reference.file
@@ -219,7 +219,7 @@ def _unwritable(error: Exception, reference: HubReference) -> HubError:
 
 
 def _is_local(error: Exception) -> bool:
-    """Whether the disk of this machine is what failed."""
+    """True if the disk of this machine failed."""
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO)
     return any(isinstance(cause, OSError) and cause.errno in codes for cause in _chain(error))
 

@@ -1,4 +1,4 @@
-"""What the user calls a checkpoint: a published model's name, a repository of the hub, or a path."""
+"""Read a user's name for a checkpoint: a published model, a repository of the hub, or a path."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class HubReference:
 
 
 def parse(source: str | Path) -> Path | HubReference:
-    """What a source is: an existing path, a model that comes along, a published one, a repository, or a path.
+    """Recognise a source: an existing path, a bundled model, a published one, a repository, or a path.
 
     The first of them that fits is taken.
 
@@ -92,7 +92,7 @@ def _require_inside(file: str) -> None:
 
 
 def _is_local(path: Path) -> bool:
-    """Whether two words with a slash between are rather a path that is not there: the folder is, or it has a suffix."""
+    """True if two words with a slash between are a missing path: its folder exists, or it has a suffix."""
     return path.suffix in _SUFFIXES or path.parent.is_dir()
 
 

@@ -56,7 +56,7 @@ def resolve(
     config: str | Path | None = None,
     verify: bool = True,
 ) -> Resolved:
-    """What a framework loads for a source: found, downloaded if it is on the hub, converted if it is foreign.
+    """Find the file that a framework loads for a source: downloaded if it is on the hub, converted if it is foreign.
 
     A file that is foreign to the framework (Lightning's, a plain state dict, the other framework's) is converted once,
     strictly, to a .safetensors file in the cache folder (`VOKEN_CACHE`) under its sha256; a second call reads that. A
@@ -136,7 +136,7 @@ def _tokenizer_beside(path: Path, reference: HubReference) -> Path | None:
 
 
 def _is_native(path: Path, framework: Framework) -> bool:
-    """Whether a framework loads a file as it is: .safetensors of voken, and PyTorch its own .pt."""
+    """True if a framework loads a file as it is: .safetensors of voken, and in PyTorch its own .pt."""
     if is_safetensors(path):
         return read_meta_of(path) is not None
     return framework == "torch" and _is_own_torch_file(path)

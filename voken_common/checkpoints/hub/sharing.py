@@ -25,7 +25,7 @@ CONFIG_FILE, CARD_FILE, PICTURE_FILE = "config.yaml", "README.md", "picture.png"
 
 @dataclass(frozen=True)
 class Shared:
-    """What is shared of a model.
+    """Parts of a model that are shared.
 
     Attributes:
         config: its configuration.

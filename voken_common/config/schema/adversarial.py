@@ -53,7 +53,7 @@ DiscriminatorConfig = Annotated[PatchGANConfig | PatchGAN3DConfig | BlurConfig, 
 
 
 class AdversarialConfig(Section):
-    """How the two players' losses are weighted."""
+    """Objective and weights of the two players' losses."""
 
     objective: Literal["hinge", "vanilla", "non_saturating"] = "hinge"
     """Loss of the discriminator."""

@@ -203,7 +203,7 @@ class DataConfig(Section):
 
     @property
     def is_video(self) -> bool:
-        """Whether the sources give clips; a batch then has `video` instead of `image`."""
+        """True if the sources give clips; a batch then has `video` instead of `image`."""
         return isinstance(self.train, VideoFolderConfig)
 
     @property

@@ -41,7 +41,7 @@ class TokenDataConfig(Section):
 
     @property
     def held_out(self) -> bool:
-        """Whether there is anything to validate on."""
+        """True if there is anything to validate on."""
         return (self.validation if self.images is None else self.images.validation) is not None
 
     @model_validator(mode="after")
@@ -86,7 +86,7 @@ class GeneratorOptimizerConfig(Section):
 
 
 class SamplingConfig(Section):
-    """How samples are drawn: one value per sub-token."""
+    """Settings of sampling: one value per sub-token."""
 
     scale: tuple[NonNegativeFloat, ...]
     """Guidance scale; 1 means none."""
@@ -111,12 +111,12 @@ class SamplingConfig(Section):
         return values
 
     def settings(self) -> Sampling:
-        """The same as what the samplers take."""
+        """Return these settings in the form that the samplers take."""
         return Sampling(self.scale, self.temperature, self.top_k, self.top_p, self.guidance)
 
 
 class GeneratorValidationConfig(Section):
-    """When held-out loss is measured and samples are drawn."""
+    """Pace and size of validation: held-out loss, and samples to look at."""
 
     every: PositiveInt = 5000
     """Steps between validations; one always runs at the end."""
@@ -129,7 +129,7 @@ class GeneratorValidationConfig(Section):
 
 
 class GeneratorCheckpointConfig(Section):
-    """Which steps stay on disk."""
+    """Pace of saving, and the steps that stay on disk."""
 
     every: PositiveInt = 5000
     """Steps between checkpoints; one is always written at the end."""

@@ -1,4 +1,4 @@
-"""What sections of a tokenizer's configuration mean for each other, where no single one is wrong by itself."""
+"""Checks between sections of a tokenizer's configuration, none of which is wrong by itself."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ class TrainingConfig(Section):
 
 
 class ValidationConfig(Section):
-    """When and how the EMA weights are evaluated."""
+    """Pace and size of the evaluation of the EMA weights."""
 
     every: PositiveInt = 5000
     """Steps between validations; one always runs at the end."""
@@ -126,7 +126,7 @@ class ValidationConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """Which steps stay on disk."""
+    """Pace of saving, and the steps that stay on disk."""
 
     every: PositiveInt = 5000
     """Steps between checkpoints; one is always written at the end."""
@@ -143,7 +143,7 @@ class CheckpointConfig(Section):
 
 
 class HealthConfig(Section):
-    """When a run warns, and when it stops by itself."""
+    """Limits at which a run warns or stops by itself."""
 
     max_skipped: NonNegativeInt = 0
     """Batches whose loss or gradient may be not finite: they are skipped, the next one stops the run. 0: the first."""

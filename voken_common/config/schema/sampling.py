@@ -1,4 +1,4 @@
-"""How a generator's tokens are drawn; the same settings in both frameworks."""
+"""Settings of sampling, the same in both frameworks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ COSINE_POWER = 2.75
 
 
 class Sampling(NamedTuple):
-    """How (sub-)tokens are drawn; tuples hold one value per sub-token. Hashable: a program is compiled for each.
+    """Settings of sampling; tuples hold one value per sub-token. Hashable: a program is compiled for each.
 
     Attributes:
         scale: guidance scale; 1 means none.
@@ -27,5 +27,5 @@ class Sampling(NamedTuple):
 
     @property
     def guided(self) -> bool:
-        """Whether any sub-token is drawn with guidance, which doubles the batch."""
+        """True if any sub-token is drawn with guidance, which doubles the batch."""
         return any(scale != 1 for scale in self.scale)

@@ -40,7 +40,7 @@ from voken_common.config.schema.video import latent_frames
 
 
 class InitializeConfig(Section):
-    """What the first weights are, where they are not random."""
+    """Source of the first weights, if they are not random."""
 
     inflate: str | None = None
     """Of a video tokenizer: an image tokenizer (a checkpoint, or the name of a published one) of the same widths, whose

@@ -56,7 +56,7 @@ class TransformerConfig(Section):
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """What follows a metric's name for each sub-token: nothing where there is one."""
+        """Suffixes of metric names, one per sub-token; empty if there is only one."""
         parts = len(self.vocabularies)
         return ("",) if parts == 1 else tuple(f"_{part}" for part in range(parts))
 

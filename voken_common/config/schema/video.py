@@ -1,4 +1,4 @@
-"""What a video tokenizer's configuration adds: how far time shrinks, which clip lengths fit, the 3-D discriminator.
+"""Configuration of video tokenizers: downsampling of time, clip lengths, the 3-D discriminator.
 
 Reference: Luo et al., Open-MAGVIT2 (2024), after Yu et al., MAGVIT-v2 (2023).
 """

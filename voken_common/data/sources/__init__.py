@@ -1,1 +1,1 @@
-"""Where images and videos come from: folders, lists, archives, TFDS, videos."""
+"""Sources of images and videos: folders, lists, archives, TFDS, videos."""

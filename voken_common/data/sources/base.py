@@ -65,7 +65,7 @@ class ImageSource(abc.ABC):
         return index
 
     def crop_position(self, index: int) -> tuple[float, float] | None:
-        """Where a crop that is not random lies, (0, 0) top left to (1, 1) bottom right; None: in the centre."""
+        """Position of a crop that is not random, (0, 0) top left to (1, 1) bottom right; None: the centre."""
         return None
 
     def shares(self) -> tuple[Share, ...] | None:
@@ -103,7 +103,7 @@ class ImageSource(abc.ABC):
         raise NotImplementedError(type(self).__name__)
 
     def evaluation_index(self, rank: int) -> int:
-        """Sample at place `rank` of the evaluation order, a permutation of which every beginning is representative.
+        """Return sample `rank` of the evaluation order, a permutation of which every beginning is representative.
 
         Sources list their samples class by class, so that the first hundred would show a class or two.
         """
@@ -115,7 +115,7 @@ class ImageSource(abc.ABC):
 
 
 def spread_evenly(rank: int, length: int) -> int:
-    """Place `rank` of a permutation of 0 to length - 1 stepping by the golden section: it visits all regions evenly."""
+    """Return element `rank` of a permutation that steps by the golden section and visits all regions evenly."""
     stride = max(1, round(length * (math.sqrt(5) - 1) / 2))
     while math.gcd(stride, length) != 1:
         stride += 1

@@ -71,7 +71,7 @@ class FileSource(ImageSource):
         self._labels = numbers[self._labels]
 
     def order_fingerprint(self) -> int:
-        """Of the names below the root, in their order: the same files may lie elsewhere."""
+        """Fingerprint of the names below the root, in their order, so that the same files may lie elsewhere."""
         return self._paths.checksum()
 
 

@@ -1,4 +1,4 @@
-"""The archives of ImageNet as they are downloaded, read in place: no unpacking of a million files.
+"""Read the archives of ImageNet as they are downloaded, without unpacking a million files.
 
 `ILSVRC2012_img_train.tar` holds one tar per class, `ILSVRC2012_img_val.tar` the images themselves.
 """
@@ -92,7 +92,7 @@ class ImageNetTar(ImageSource):
         return None if storage.is_url(self.path) else os.path.dirname(self.path)
 
     def order_fingerprint(self) -> int:
-        """That of a folder to which the archive would be unpacked: one may take the place of the other."""
+        """Fingerprint of the folder to which the archive would be unpacked: one may replace the other."""
         if self._fingerprint is None:
             folders = [f"{name.removesuffix('.tar/')}/" for name in self._folders] or [""]
             pairs = zip(self._stored, self._names, strict=True)

@@ -1,4 +1,4 @@
-"""What files a folder of classes, or a flat folder, holds; kept in a file between runs if wanted.
+"""List the files of a folder of classes or of a flat folder; the list may be kept between runs.
 
 A kept list is used as long as the folders it was made of have the same times: whatever adds, removes or renames a file
 changes the time of its folder. Looking at a thousand folders costs a thousandth of listing a million files.
@@ -30,7 +30,7 @@ _YOUNG = 2_000_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Medium:
-    """What kind of files is looked for, and what messages say about it."""
+    """A kind of file that is looked for, and its name in messages."""
 
     noun: str
     suffixes: tuple[str, ...]
@@ -38,7 +38,7 @@ class Medium:
     """The layouts that are understood, with {root} for the folder."""
 
     def matches(self, name: str) -> bool:
-        """Whether a file name is of this kind."""
+        """True if a file name is of this kind."""
         return name.lower().endswith(self.suffixes) and not name.startswith(".")
 
 
@@ -202,7 +202,7 @@ def _ending(name: str) -> str:
 
 
 def nearest(path: Path) -> str:
-    """What there is on the way to a path that does not exist."""
+    """Describe the part of a missing path that does exist."""
     parent = next((parent for parent in path.absolute().parents if parent.is_dir()), Path("/"))
     with os.scandir(parent) as entries:
         names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
@@ -210,12 +210,12 @@ def nearest(path: Path) -> str:
 
 
 def found_instead(listing: Listing) -> str:
-    """What a folder holds that has none of the files looked for."""
+    """Describe the contents of a folder that has none of the files looked for."""
     named = ((listing.classes, "folders"), (sorted(listing.top + listing.others), "files"))
     parts = [f"{len(names)} {what} ({some(names)})" for names, what in named if names]
     return "found " + " and ".join(parts) if parts else "it is empty"
 
 
 def has_tars(listing: Listing) -> bool:
-    """Whether what lies directly in a folder is tars."""
+    """True if a folder directly holds tars."""
     return any(name.endswith(".tar") for name in listing.others)

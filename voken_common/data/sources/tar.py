@@ -36,7 +36,7 @@ class TarSet:
         return len(self.index) if self._kept is None else len(self._kept)
 
     def member(self, rank: int) -> int:
-        """Number in the index of the image at this place among those that are kept."""
+        """Return the index number of the image at this position among those that are kept."""
         return rank if self._kept is None else int(self._kept[rank])
 
     def contents(self) -> int:
@@ -85,7 +85,7 @@ class TarSource(ImageSource):
         return f"{tars.tar_path(tars.tar_number(member))}:{tars.name(member)}"
 
     def folder(self, index: int) -> str | None:
-        """Where the tars of its set are."""
+        """Return the folder that holds the tars of a set."""
         location = self._find(index)[0].location
         return None if is_url(location) else location
 

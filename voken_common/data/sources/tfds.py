@@ -126,7 +126,7 @@ class TFDSSource(ImageSource):
         self._numbers = numbers if self._numbers is None else numbers[self._numbers]
 
     def order_fingerprint(self) -> int:
-        """Of what the data set says about itself: no record is read."""
+        """Fingerprint of the data set's own description: no record is read."""
         return self._fingerprint
 
     def key(self, index: int) -> str:
@@ -134,7 +134,7 @@ class TFDSSource(ImageSource):
         return f"{self._config.name}/{self._config.split}[{index}]"
 
     def folder(self, index: int) -> str | None:
-        """Where the data set is."""
+        """Return the folder of the data set."""
         return self._folder
 
     def describe(self) -> str:
@@ -186,7 +186,7 @@ def _fingerprint(info: Any, split: str) -> int:
 
 
 def _reopened(records: Any) -> Any:
-    """The same records through readers of their own."""
+    """Open the same records through new readers."""
     again = copy.copy(records)
     again.data_source = copy.copy(records.data_source)
     return again

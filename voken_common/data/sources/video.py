@@ -219,7 +219,7 @@ def _by_number(path: str, numbers: list[int], upright: bool) -> list[UInt8[np.nd
 
 
 def video_damage(path: str, error: Exception) -> ImageDecodeError:
-    """What is wrong with a video, if its file as such can be read.
+    """Describe the fault of a video whose file as such can be read.
 
     As for images, damaged files make FFmpeg and PyAV raise nearly anything, input/output errors among it; and where
     reading fails, FFmpeg may see no more than an end that comes too early.

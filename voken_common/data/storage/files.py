@@ -39,7 +39,7 @@ class FileInfo:
 
 
 def is_url(location: str) -> bool:
-    """Whether fsspec has to open it.
+    """True if fsspec has to open it.
 
     Raises:
       DataError: a URL of a kind that voken does not open.
@@ -136,7 +136,7 @@ def open_reading(path: str) -> IO[bytes]:
 
 @contextlib.contextmanager
 def folder_expected(folder: str | None) -> Iterator[None]:
-    """That a file is not there says nothing of the file if its whole folder is gone, or empty as an unmounted one is.
+    """Tell a missing file from a missing folder: a folder that is gone, or empty like an unmounted one, may come back.
 
     Args:
       folder: a local one; None: nothing is expected.
@@ -162,7 +162,7 @@ def _holds_files(folder: str) -> bool:
 
 @contextlib.contextmanager
 def _store_errors(url: str) -> Iterator[None]:
-    """What a store raises as OSError: some raise what the library below them raises.
+    """Turn a store's error into an OSError: some stores raise the errors of the library below them.
 
     That a file is not there stays what it is. That one may not be read does not: in a store it means credentials, which
     expire for all files at once.

@@ -1,4 +1,4 @@
-"""Reading that waits while an object store, a network file system or a disk does not answer.
+"""Read with retries while an object store, a network file system or a disk does not answer.
 
 A file that is gone is a bad image, and training takes the next one in its place. A store that does not answer is
 something else: were its images replaced, what is trained on would depend on the network. Such a read is tried again,
@@ -33,12 +33,12 @@ _GONE_NUMBERS = frozenset({errno.ELOOP, errno.ENAMETOOLONG})
 
 
 def is_gone(error: OSError) -> bool:
-    """Whether it says that a file is not there or cannot be read as a file; any other may pass."""
+    """True if the error means that a file is missing or not a file; any other error may pass."""
     return isinstance(error, _GONE) or error.errno in _GONE_NUMBERS
 
 
 class Patience:
-    """How long reads of one process are tried again; shared by its threads.
+    """Time limit for the retries of one process; shared by its threads.
 
     Args:
         seconds: for each read from its first failure on, and at least once; 0: never again.
@@ -59,7 +59,7 @@ class Patience:
         return Patience, (self._seconds, self._setting)
 
     def read(self, attempt: Callable[[], T], name: Callable[[], str]) -> T:
-        """What `attempt` returns, the first time it returns.
+        """Return the result of `attempt`, the first time it succeeds.
 
         Args:
             attempt: reads; raises OSError where it cannot. It is tried at least twice, however long it takes, unless
@@ -102,7 +102,7 @@ class Patience:
             self._leave(began, time.monotonic() - failed)
 
     def _is_vain(self, began: float, seconds: float) -> bool:
-        """Whether a read is to end because another one was given up, now or in the next seconds."""
+        """True if a read has to end because another one was given up, now or in the next seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: began < self._vain_before, seconds)
 
@@ -153,5 +153,5 @@ class Patience:
 
 
 def reason(error: OSError) -> str:
-    """What an error says, without its number and path where it has them apart."""
+    """Return the text of an error without its number and path."""
     return error.strerror or str(error) or type(error).__name__

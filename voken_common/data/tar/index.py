@@ -179,7 +179,7 @@ class TarIndex:
             raise DataError(f"tar index {self.path}: {error}; {advice}") from error
 
     def _below(self, place: Any) -> str:
-        """Where an index says its tars are, relative to its own folder or absolute, if that is below its folder."""
+        """Return the folder of an index's tars, which must lie below the folder of the index."""
         own = os.path.dirname(os.path.realpath(self.path))
         if isinstance(place, str) and "://" not in place and "\0" not in place:
             found = os.path.join(own, os.path.expanduser(place))

@@ -38,7 +38,7 @@ _WAYS = ("image_size", "resize", "flip", "exif_rotate", "reduced_jpeg_decode")
 
 
 class EncodingTokenizer(Protocol):
-    """What encoding and decoding need of a tokenizer: NumPy arrays in and out, images channels last in [-1, 1]."""
+    """The part of a tokenizer that encoding and decoding use: NumPy arrays, images channels last in [-1, 1]."""
 
     config: Config
     downsampling: int
@@ -52,7 +52,7 @@ class EncodingTokenizer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """How a data set is encoded, beside its `data` section.
+    """Settings of encoding a data set, besides its `data` section.
 
     Attributes:
         crops: views per sample of the source. The first is that of validation, the others are cut at random (and
@@ -166,7 +166,7 @@ def check_size(tokenizer: EncodingTokenizer, data: DataConfig) -> None:
 def describe(
     tokenizer: EncodingTokenizer, data: DataConfig, source: ImageSource, encoding: Encoding, views: Views
 ) -> TokenInfo:
-    """What the data set will say about itself.
+    """Return the description that the data set will carry.
 
     Raises:
         ValueError: as `encode_dataset`.

@@ -114,7 +114,7 @@ def finish(folder: str | Path, info: TokenInfo) -> TokenInfo | None:
 
 
 def read_info(folder: Path) -> TokenInfo:
-    """What a folder says about itself.
+    """Read the description of a folder.
 
     Raises:
         DataError: no token shards there, or a damaged or newer `tokens.json`.
@@ -141,7 +141,7 @@ def read_info(folder: Path) -> TokenInfo:
 
 
 def read_shard(folder: Path, number: int) -> ShardInfo | None:
-    """What a shard says about itself; None unless it is finished and its file is as large as it says."""
+    """Read the description of a shard; None unless it is finished and its file has the size it states."""
     file, summary = shard_files(folder, number)
     try:
         shard = ShardInfo.model_validate_json(read_text(summary))

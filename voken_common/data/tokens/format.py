@@ -56,7 +56,7 @@ class TokenizerInfo(_Section):
 
     @property
     def precision(self) -> str:
-        """What was computed in: others round some ids to other codes."""
+        """Precision of the encoder; another one rounds some ids to other codes."""
         return str(self.config.get("precision", {}).get("compute_dtype", "float32"))
 
     @property
@@ -86,7 +86,7 @@ class ShardInfo(_Section):
 
 
 class TokenInfo(_Section):
-    """What `tokens.json` says."""
+    """The contents of `tokens.json`."""
 
     format: Literal["voken tokens"] = "voken tokens"
     layout: Literal[1] = 1

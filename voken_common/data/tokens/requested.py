@@ -49,7 +49,7 @@ def data_config(options: argparse.Namespace, config: Config) -> DataConfig:
 
 
 def _section(path: Path, split: str, video: bool) -> dict[str, Any]:
-    """What `--data` says, as (a part of) a data section."""
+    """Turn the argument of `--data` into a data section or a part of one."""
     if path.is_dir() and video:
         return {split: {"kind": "video_folder", "path": str(path), "exclude": []}}
     if path.is_dir():

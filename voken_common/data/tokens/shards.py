@@ -146,7 +146,7 @@ class TokenShardSource:
         return {"tokens": record.tokens, "label": record.label, "key": record.key, "crop": record.crop}
 
     def times(self, index: int) -> tuple[float, ...]:
-        """Of a window of a video: the times of its frames in seconds.
+        """Times of the frames of a video's window, in seconds.
 
         Raises:
             DataError: the samples are no windows of videos.
@@ -197,11 +197,11 @@ class TokenShardSource:
         return record if self._numbers is None else record._replace(label=int(self._numbers[record.label]))
 
     def evaluation_index(self, rank: int) -> int:
-        """Sample at place `rank` of an order of which every beginning is representative."""
+        """Return the sample at `rank` of an order of which every beginning is representative."""
         return spread_evenly(rank, len(self))
 
     def order_fingerprint(self) -> int:
-        """Of what the numbers of samples mean: which tokens of which samples, cut into which shards."""
+        """Fingerprint of the numbering of samples: their tokens, their keys and the cut into shards."""
         meaning = [self.info.identity(), self.info.sizes]
         return zlib.crc32(json.dumps(meaning, sort_keys=True).encode())
 

@@ -1,4 +1,4 @@
-"""What the network sees of each sample of a data set that is encoded; the views travel to worker processes.
+"""Views of the samples of a data set that is encoded; they are sent to worker processes.
 
 Shape letters: B batch, s side of the images or frames, T frames of a window.
 """
@@ -23,7 +23,7 @@ from voken_common.data.sources.folder import FileSource
 
 
 class Row(NamedTuple):
-    """What a record says beside its ids.
+    """Fields of a record besides its ids.
 
     Attributes:
         key: of the image or video, below the source's folder.
@@ -68,7 +68,7 @@ class Views(abc.ABC):
 
     @abc.abstractmethod
     def index(self, sample: int) -> int:
-        """Which image or video of the source a sample is of."""
+        """Return the number of the image or video that a sample belongs to."""
 
     @abc.abstractmethod
     def view(self, sample: int) -> tuple[UInt8[np.ndarray, "*S 3"], Row]:
@@ -79,7 +79,7 @@ class Views(abc.ABC):
         """
 
     def key(self, index: int) -> str:
-        """What a record calls its image: the path below the source's folder, which the shards outlive."""
+        """Return the key of an image: its path below the source's folder, which the shards outlive."""
         key = self._source.key(index)
         if isinstance(self._source, FileSource):
             path = Path(key)

@@ -35,7 +35,7 @@ class Frame:
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-    """What a file says about its video before any frame is decoded.
+    """Description of a file's video, read before any frame is decoded.
 
     Attributes:
         rate: average frames per second; 25 where the file does not say.

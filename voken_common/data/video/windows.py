@@ -25,7 +25,7 @@ Decode = Callable[[Int[np.ndarray, "B t p q"]], Float[np.ndarray, "B T P Q C"]]
 
 @dataclasses.dataclass(frozen=True)
 class Cutting:
-    """How videos are cut.
+    """Settings of the cut of videos into windows.
 
     Attributes:
         window: frames per window.

@@ -26,7 +26,7 @@ _SHOWN = 32
 
 @dataclass(frozen=True)
 class SampleEvaluation:
-    """What is asked for.
+    """Settings of the evaluation.
 
     Attributes:
         output: folder of the report; measurements lie in `features` below it.

@@ -33,7 +33,7 @@ _FEATURES = {"fid": "pool3", "sfid": "spatial"}
 
 
 class Reference(NamedTuple):
-    """What samples are compared with.
+    """Reference that samples are compared with.
 
     Attributes:
         statistics: of pool_3 and spatial features.
@@ -193,7 +193,7 @@ def _holds_images(path: Path) -> bool:
 
 
 def _content_hash(path: Path) -> str:
-    """Of a file its sha256; of a folder that of its pictures' names and contents."""
+    """Return the sha256 of a file, or of the names and contents of a folder's pictures."""
     digest = hashlib.sha256()
     if path.is_file():
         with path.open("rb") as file:

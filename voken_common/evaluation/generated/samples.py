@@ -188,5 +188,5 @@ class DrawnSamples:
         return np.concatenate(parts)
 
     def describe(self) -> str:
-        """What they are drawn from."""
+        """Describe the source of the samples."""
         return f"{self._total} images drawn from {self._about}"

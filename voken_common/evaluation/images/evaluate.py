@@ -27,7 +27,7 @@ from voken_common.evaluation.summary import Summary, summarize
 
 @dataclass(frozen=True)
 class TokenizerEvaluation:
-    """What is asked for.
+    """Settings of the evaluation.
 
     Attributes:
         data: its `train` source is what is evaluated on.

@@ -34,7 +34,7 @@ _INCEPTION_SIDE = 299
 
 @dataclass(frozen=True)
 class ImageMeasurement:
-    """What is measured of every image.
+    """Measures of every image.
 
     Attributes:
         metrics: of `METRICS`.
@@ -67,7 +67,7 @@ class ImageMeasurement:
         return bool({"rfid", "is"} & set(self.metrics))
 
     def settings(self) -> dict[str, Any]:
-        """What decides the numbers, as plain values."""
+        """Return the conventions that decide the numbers, as plain values."""
         return asdict(self)
 
 
@@ -175,7 +175,7 @@ def _reconstruct(
 def _on_device(
     tokenizer: ArrayTokenizer, engine: Engine, batch: Batch, measurement: ImageMeasurement
 ) -> dict[str, np.ndarray]:
-    """What the networks say about a batch, padding rows included; a batch without any image is left alone."""
+    """Run the networks on a batch, padding rows included; a batch without any image is skipped."""
     if not batch.present.any():
         return {}
     images = to_float(batch.pixels)

@@ -38,7 +38,7 @@ SUMMARY, IDS, PICTURE = "psnr.json", "ids.npz", "side_by_side.png"
 
 
 class ImageTokenizer(Protocol):
-    """What the command needs of a tokenizer: images (B, H, W, 3) in [-1, 1], ids (B, h, w), both NumPy arrays."""
+    """The part of a tokenizer that the command uses: images (B, H, W, 3) in [-1, 1], ids (B, h, w), NumPy arrays."""
 
     config: Config
     downsampling: int
@@ -51,7 +51,7 @@ class ImageTokenizer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Treatment:
-    """What is done to images before the tokenizer sees them.
+    """Preparation of images before the tokenizer sees them.
 
     Attributes:
         side: of the square that is cut out of each resized image; None: whole images as they are.

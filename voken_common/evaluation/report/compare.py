@@ -18,7 +18,7 @@ _NOT_A_CONVENTION = ("checkpoint", "weights", "versions")
 
 
 class Comparison(NamedTuple):
-    """What two reports say of one metric.
+    """One metric in two reports.
 
     Attributes:
         first, second: of the two.
@@ -37,7 +37,7 @@ def compare(first: Report, second: Report) -> list[Comparison]:
 
 
 def different_conventions(first: Report, second: Report) -> list[str]:
-    """What was measured under other conventions, in words; numbers then compare the conventions too."""
+    """List the conventions that differ, in words; numbers then compare the conventions too."""
     names = [n for n in dict.fromkeys([*first.conventions, *second.conventions]) if n not in _NOT_A_CONVENTION]
     pairs = [
         (name, first.conventions.get(name, "not said"), second.conventions.get(name, "not said")) for name in names
@@ -46,13 +46,13 @@ def different_conventions(first: Report, second: Report) -> list[str]:
 
 
 def headings(first: Report, second: Report) -> tuple[str, ...]:
-    """Of the table."""
+    """Cell of the table."""
     a, b = first.title, second.title
     return ("Metric", a, b if a != b else f"{b} (second)", "Difference", "Verdict")
 
 
 def comparison_rows(found: list[Comparison]) -> list[tuple[str, ...]]:
-    """Of the table."""
+    """Cell of the table."""
     return [
         (
             LABELS[c.first.key].title,

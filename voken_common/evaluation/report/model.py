@@ -19,7 +19,7 @@ LAYOUT = 1
 
 @dataclass(frozen=True)
 class Label:
-    """How a metric is shown.
+    """Format of a metric.
 
     Attributes:
         title: for people.

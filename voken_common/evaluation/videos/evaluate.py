@@ -26,7 +26,7 @@ from voken_common.pixels import from_uint8
 
 @dataclass(frozen=True)
 class VideoEvaluation:
-    """What is asked for; as `tokenizer.TokenizerEvaluation`, with clips for images.
+    """Settings of the evaluation; as `tokenizer.TokenizerEvaluation`, with clips for images.
 
     Attributes:
         data: its `train` source is what is evaluated on.

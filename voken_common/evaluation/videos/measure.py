@@ -28,7 +28,7 @@ _NETS: dict[str, Net] = {"lpips_alex": "alex", "lpips_vgg": "vgg"}
 
 @dataclass(frozen=True)
 class VideoMeasurement:
-    """What is measured of every clip.
+    """Measures of every clip.
 
     Attributes:
         metrics: of `METRICS`.
@@ -45,7 +45,7 @@ class VideoMeasurement:
             raise ValueError(f"metric {unknown[0]!r} is not known for videos; expected some of {', '.join(METRICS)}")
 
     def settings(self) -> dict[str, Any]:
-        """What decides the numbers, as plain values."""
+        """Return the conventions that decide the numbers, as plain values."""
         return asdict(self)
 
 

@@ -34,7 +34,7 @@ STRIP_FRAMES = 8
 
 
 class VideoTokenizer(Protocol):
-    """What this needs of a tokenizer: clips (B, T, H, W, 3) in [-1, 1], ids (B, t, h, w), both NumPy arrays."""
+    """The part of a tokenizer that is used: clips (B, T, H, W, 3) in [-1, 1], ids (B, t, h, w), NumPy arrays."""
 
     config: Config
     downsampling: int

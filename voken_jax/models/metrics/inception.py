@@ -18,7 +18,7 @@ from voken_jax.models.metrics.feature_network import Weights, resize_bilinear, r
 
 
 class InceptionFeatures(NamedTuple):
-    """What metrics take from one image.
+    """Outputs of the network that metrics use, for one image.
 
     Attributes:
         pool3: (B, 2048), the mean over positions of the last feature map.

@@ -17,7 +17,7 @@ from voken_torch.models.metrics.feature_network import FeatureExtractor, resize_
 
 
 class InceptionFeatures(NamedTuple):
-    """What metrics take from one image.
+    """Outputs of the network that metrics use, for one image.
 
     Attributes:
         pool3: (B, 2048), the mean over positions of the last feature map.
