@@ -17,6 +17,8 @@ CLASSES = 5
 class Ids:
     """A tokenizer whose ids are known."""
 
+    config = types.SimpleNamespace(quantizer=types.SimpleNamespace(bit_order="lsb_first"))
+
     def __init__(self, ids):
         self.ids = ids
 

@@ -152,7 +152,7 @@ def test_recipe_of_the_video_tokenizer():
     assert (schedule.start_factor, schedule.end_factor) == (0.0, 0.01)
     assert (config.adversarial.generator_weight, config.adversarial.lecam_weight) == (0.3, 0.05)
     assert config.quantizer.codebook_size == 2**18
-    assert (config.quantizer.codebook_weight, config.quantizer.commitment_weight) == (0.1, 0.25)
+    assert (config.quantizer.entropy_weight, config.quantizer.commitment_weight) == (0.1, 0.25)
     assert config.initialize.inflate == "imagenet_lfqgan_128_L"
     assert config.data.train.frames == 17
     assert (config.data.image_size, config.data.resize, config.data.crop) == (128, "cv2", "random")

@@ -83,7 +83,8 @@ def test_ibq_is_the_dense_softmax(seed, tokens, codes, dim, budget, scale):
 def test_whole_rows_in_tiles_are_the_dense_softmax(seed, tokens, codes, temperature, use_entropy):
     budget = 8 * 70 * (2 * codes + 6 * 256)
     plan = blocks.plan_rows(tokens, codes, 8, budget, torch.device("cpu"))
-    assert plan.tile < tokens or tokens < 100
+    # 300 codes and blocks as narrow as they get leave room for 109 rows.
+    assert plan.tile < tokens or tokens < 110
     assert plan.block < codes
     z, codebook = normal(seed, tokens, 3), normal(seed + 1, codes, 3)
     w = normal(seed + 2, tokens, 3).detach()
