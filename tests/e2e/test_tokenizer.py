@@ -181,7 +181,7 @@ def test_reconstruct_says_what_is_missing(trained, folder, tmp_path, capsys):
 
     assert "nowhere: no such file or folder" in message(input=tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    assert "no image in it; looked for .bmp, .gif" in message(input=tmp_path / "empty")
+    assert "no image in it; looked for .avif, .bmp, .gif, .jfif" in message(input=tmp_path / "empty")
     assert "notes.txt" in message(input=folder / "notes.txt")
     assert "no checkpoint in" in message(checkpoint=tmp_path / "empty")
     assert f"step 5 is not in {trained.workdir / 'checkpoints'}: the steps there are" in message(step=5)
