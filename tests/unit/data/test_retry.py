@@ -360,6 +360,24 @@ def test_a_local_disk_that_fails_for_a_while_changes_nothing(folder, monkeypatch
     assert trained_on(folder) == (undisturbed, 0)
 
 
+def test_a_file_that_is_there_again_is_not_missing(tmp_path):
+    (tmp_path / "other.png").write_bytes(b"")
+    file = tmp_path / "a.png"
+    with pytest.raises(FileNotFoundError), storage.folder_expected(str(tmp_path)):
+        file.read_bytes()
+
+    def read_before_it_comes_back():
+        try:
+            file.read_bytes()
+        finally:
+            file.write_bytes(b"")
+
+    # The folder may come back after the read and before the look at it.
+    with pytest.raises(OSError, match="is again") as caught, storage.folder_expected(str(tmp_path)):
+        read_before_it_comes_back()
+    assert not is_gone(caught.value)
+
+
 def test_a_folder_that_vanishes_as_a_whole_is_waited_for(folder, tmp_path):
     undisturbed, _ = trained_on(folder)
     iterator = build_train_iterator(folder, batch_size_per_process=3, seed=5)

@@ -142,13 +142,18 @@ def folder_expected(folder: str | None) -> Iterator[None]:
       folder: a local one; None: nothing is expected.
 
     Raises:
-      OSError: what was raised within, but ENODEV in place of FileNotFoundError where the folder is gone.
+      OSError: what was raised within, but in place of FileNotFoundError ENODEV where the folder is gone, and ESTALE
+        where it came back since, with the file in it.
     """
     try:
         yield
     except FileNotFoundError as error:
-        if folder is None or _holds_files(folder):
+        if folder is None:
             raise
+        if _holds_files(folder):
+            if error.filename is None or not os.path.exists(error.filename):
+                raise
+            raise OSError(errno.ESTALE, "it was not there, and is again", error.filename) from error
         raise OSError(errno.ENODEV, f"the folder {folder} is not there any more, or empty") from error
 
 
