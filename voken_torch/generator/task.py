@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,10 +10,8 @@ import torch
 
 from voken_common.config.schedules import build_schedule, total_steps
 from voken_common.config.schema.generator import GeneratorConfig
-from voken_common.errors import NonFiniteError
 from voken_common.training import generator_logs
 from voken_common.training.log import RunLog
-from voken_common.training.task import Task
 from voken_common.visual import grid
 from voken_torch.device.runtime import Runtime
 from voken_torch.device.transfer import on_device, one_ahead
@@ -29,10 +26,11 @@ from voken_torch.generator.step import (
 from voken_torch.generator.validation import GeneratorValidator
 from voken_torch.models.generator import Adaptive, Factorized
 from voken_torch.optimization.finite import Metrics
+from voken_torch.optimization.task import InPlaceTask
 from voken_torch.parallel.sharding import process_count, process_index, processes, size_of
 
 
-class GeneratorTask(Task):
+class GeneratorTask(InPlaceTask):
     """State, step and validator of a generator.
 
     Args:
@@ -69,28 +67,6 @@ class GeneratorTask(Task):
             everyone.count,
             runtime.device,
         )
-
-    def begin(self) -> None:
-        """Start from the state as it was built."""
-
-    def on_disk(self) -> GeneratorState:
-        """Return the state itself."""
-        return self.state
-
-    def target(self) -> GeneratorState:
-        """Return the state, which a checkpoint is read into."""
-        return self.state
-
-    def resume(self, restored: GeneratorState) -> None:
-        """Continue from a restored state."""
-        self.state = restored
-
-    def metrics_of(self, batch: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Make one step and return its metrics; where it is refused, NaN for each that is not finite."""
-        try:
-            return {name: float(value) for name, value in self.step(batch).items()}
-        except NonFiniteError as error:
-            return dict.fromkeys(error.terms, math.nan)
 
     def step(self, batch: Mapping[str, np.ndarray]) -> Metrics:
         """Make one step of AdamW."""

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from voken_common.config.schedules import build_schedule, total_steps
 from voken_common.config.schema.tokenizer import Config
-from voken_common.errors import NonFiniteError
 from voken_common.training.data import validation_batches
 from voken_common.training.log import SHOWN, RunLog
-from voken_common.training.task import Task
 from voken_common.training.validation import report
 from voken_torch.device.runtime import Runtime
 from voken_torch.device.transfer import on_device
 from voken_torch.optimization.finite import Metrics
+from voken_torch.optimization.task import InPlaceTask
 from voken_torch.parallel.sharding import processes, size_of
 from voken_torch.tokenizer.perceptual import load_perceptual
 from voken_torch.tokenizer.state import TrainState, create_state
@@ -24,7 +22,7 @@ from voken_torch.tokenizer.step import TokenizerStep
 from voken_torch.tokenizer.validation import Validator
 
 
-class TokenizerTask(Task):
+class TokenizerTask(InPlaceTask):
     """State, step and validator of a tokenizer.
 
     Args:
@@ -58,28 +56,6 @@ class TokenizerTask(Task):
             everyone.count,
             runtime.device,
         )
-
-    def begin(self) -> None:
-        """Start from the state as it was built."""
-
-    def on_disk(self) -> TrainState:
-        """Return the state itself."""
-        return self.state
-
-    def target(self) -> TrainState:
-        """Return the state, which a checkpoint is read into."""
-        return self.state
-
-    def resume(self, restored: TrainState) -> None:
-        """Continue from a restored state."""
-        self.state = restored
-
-    def metrics_of(self, batch: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Make one step and return its metrics; where it is refused, NaN for each that is not finite."""
-        try:
-            return {name: float(value) for name, value in self.step(batch).items()}
-        except NonFiniteError as error:
-            return dict.fromkeys(error.terms, math.nan)
 
     def step(self, batch: Mapping[str, np.ndarray]) -> Metrics:
         """Make one step of both players."""
